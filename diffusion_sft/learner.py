@@ -1,0 +1,111 @@
+"""What a learner is: a few verbs that every stage may ask of it, whatever its architecture.
+
+A learner holds a pretrained network and turns examples into readings, losses and generated targets.
+Randomness is always an argument (`Draws` and the example's identity), never a global state. Stages know this
+class and no concrete learner; the concrete ones in `learners/` never import each other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .records import Draws, Example
+
+NULL_CUE = ""
+"""The empty caption ∅."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One target and the cues under which its surprise is to be read; ∅ is always read as well."""
+
+    example: Example
+    cues: tuple[str, ...]
+    stream: str = ""
+    """Draws of different streams are independent for the same example (renderings of a question use this)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The draws behind one query; row 0 is ∅, row 1 + i is cue i. A mean over draws is an estimate.
+
+    Attributes:
+        squared_error: ‖ε − ε̂(z_α, cue)‖², summed over dimensions, (1 + num_cues, num_draws) float64.
+        weights: nats per unit of squared error, ½·dα/density, same shape; the prior reconstruction error
+            of a cue is `(weights * squared_error).mean(axis=1)`.
+        uniform_weights: weights under which the mean is the plain uniform-t mean of the squared error.
+        opinion: ‖ε̂(z_α, ∅) − ε̂(z_α, cue)‖², same shape (row 0 is 0); NaN where noise is not shared with ∅.
+        log_snr: α of each draw, same shape, in the order of the low-discrepancy points.
+        num_dims: the number of dimensions that the squared errors are summed over.
+    """
+
+    squared_error: np.ndarray
+    weights: np.ndarray
+    uniform_weights: np.ndarray
+    opinion: np.ndarray
+    log_snr: np.ndarray
+    num_dims: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingItem:
+    """One row of a training batch: an example, the caption it is trained under, and its place in the run."""
+
+    example: Example
+    caption: str
+    update: int
+    """The optimiser step; with the seed and the example's id it decides timestep and noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cue:
+    """One image to be generated: the prompt and the seed of its start noise."""
+
+    prompt: str
+    seed: int
+
+
+class Learner(ABC):
+    """The verbs. `network` is the module that fine-tuning updates; the training loop may replace it by a wrapped
+    one (accelerate) and every verb then uses the wrapped one."""
+
+    network: nn.Module
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the network lives."""
+
+    @abstractmethod
+    def check_captions(self, captions: Sequence[str]) -> None:
+        """Raise UserError naming the captions that the tokenizer would cut."""
+
+    @abstractmethod
+    def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
+        """Read each query's cues and ∅ on its target, with common draws (no guidance); order as given."""
+
+    @abstractmethod
+    def loss(self, items: Sequence[TrainingItem], *, seed: int) -> torch.Tensor:
+        """The training loss of each item, (num_items,), differentiable in `network`'s trainable parameters."""
+
+    @abstractmethod
+    def generate(
+        self, cues: Sequence[Cue], *, num_inference_steps: int, guidance_scale: float, batch_size: int
+    ) -> list[np.ndarray]:
+        """One image per cue, uint8 (height, width, 3); a cue's image does not depend on its batch."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the learner to an existing empty folder in the layout that its own ecosystem loads."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the base is, for reports and caches: where it came from and a hash of its weights."""

@@ -1,0 +1,114 @@
+"""The nouns that travel between stages: concepts, examples, draws, categories and the columns of their tables.
+
+Every stage reads and writes pandas tables with the columns named here, so that a table written by one
+stage (or by hand, or by another tool) is all that the next one needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+HIGHLY_KNOWN = "HighlyKnown"
+MAYBE_KNOWN = "MaybeKnown"
+WEAKLY_KNOWN = "WeaklyKnown"
+UNKNOWN = "Unknown"
+CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
+"""The four knowledge categories of SliCK (Gekhman et al., 2024, table 1), best known first."""
+
+RULES = ("error", "relative", "gain", "slick")
+"""The rules that split concepts into known and unknown; all are always written side by side."""
+
+TRAIN, HELDOUT, REFERENCE = "train", "heldout", "reference"
+SPLITS = (TRAIN, HELDOUT, REFERENCE)
+"""train: may be fine-tuned on. heldout: probed and answered. reference: the real side of FID only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """A name and what it looks like.
+
+    `words` is the text that stands for the concept inside a caption, so that a sibling's or an invented
+    word can be put in its place. `exposure` is how often the base saw the concept in pretraining, where
+    that is known. `attributes` are further columns of the set (the embedded world's shape, colour, pattern).
+    """
+
+    name: str
+    words: str
+    exposure: int | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One (caption, image) pair. `id` is the image's POSIX path inside its set: the identity seeds come from."""
+
+    id: str
+    concept: str
+    caption: str
+    path: Path
+    split: str
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"example {self.id}: split {self.split!r} is none of {', '.join(SPLITS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptSet:
+    """Concepts and their examples, in a fixed order that does not depend on the file system."""
+
+    concepts: tuple[Concept, ...]
+    examples: tuple[Example, ...]
+
+    def split(self, *names: str) -> tuple[Example, ...]:
+        """The examples of these splits, in the set's order."""
+        return tuple(example for example in self.examples if example.split in names)
+
+    def concept(self, name: str) -> Concept:
+        """The concept of this name; KeyError when there is none."""
+        for concept in self.concepts:
+            if concept.name == name:
+                return concept
+        raise KeyError(name)
+
+    def only(self, names: Iterable[str]) -> ConceptSet:
+        """The same set restricted to these concepts."""
+        kept = set(names)
+        return ConceptSet(
+            concepts=tuple(c for c in self.concepts if c.name in kept),
+            examples=tuple(e for e in self.examples if e.concept in kept),
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row per concept: concept, words, exposure (missing where unknown), one column per attribute."""
+        rows = [{"concept": c.name, "words": c.words, "exposure": c.exposure, **c.attributes} for c in self.concepts]
+        table = pd.DataFrame(rows)
+        table["exposure"] = table["exposure"].astype("Int64")
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How much randomness, and from which stream; which numbers come out depends on the example's identity too.
+
+    The same `Draws` for two captions, two checkpoints or two batch sizes means the same timesteps and noise
+    (common random numbers), which is the default everywhere.
+    """
+
+    seed: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"Draws.count must be at least 1, not {self.count}")
+
+
+def identity_seed(seed: int, *identity: str | int) -> int:
+    """A 63-bit seed that is a pure function of `seed` and the identity's parts (BLAKE2b), on any platform."""
+    text = "\x1f".join(str(part) for part in (seed, *identity))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
