@@ -1,0 +1,138 @@
+"""The loop behind every pretraining: draw, loss, backward, clip, step, average, log, save.
+
+What happens at an update is a function of the update's number alone, so that a run stopped anywhere goes on as if it
+had not been stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files import replaced_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How one network is fitted: AdamW, linear warm-up, cosine decay to zero."""
+
+    num_updates: int
+    batch_size: int
+    learning_rate: float
+    warmup_updates: int = 200
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    checkpointing_updates: int = 500
+
+
+def learning_rate_at(update: int, config: FitConfig) -> float:
+    """The learning rate of an update, counted from 0."""
+    if update < config.warmup_updates:
+        return config.learning_rate * (update + 1) / config.warmup_updates
+    progress = (update - config.warmup_updates) / max(1, config.num_updates - config.warmup_updates)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def fit(network: nn.Module, loss_at: Callable[[int], torch.Tensor], config: FitConfig, folder: Path) -> list[dict]:
+    """Train `network` in place and leave its averaged weights in it.
+
+    Args:
+        network: holds every trainable parameter.
+        loss_at: the loss of one update, from the update's number alone.
+        config: optimiser and schedule.
+        folder: where checkpoints go; an interrupted run found there is continued.
+
+    Returns:
+        The log: one dictionary (update, loss, grad_norm, learning_rate) per 50 updates.
+
+    Raises:
+        UserError: the loss is no longer finite; the last checkpoint stays.
+    """
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
+    average = {name: value.detach().clone().float() for name, value in network.state_dict().items()}
+    start, log = _resume(folder, network, optimizer, average)
+    device = parameters[0].device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if device.type != "mps" else nullcontext()
+    network.train()
+    recent: list[float] = []
+    bar = tqdm(
+        range(start, config.num_updates), initial=start, total=config.num_updates, desc=folder.name, disable=None
+    )
+    for update in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(update, config)
+        with autocast:
+            loss = loss_at(update)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        if not torch.isfinite(grad_norm):
+            raise UserError(f"{folder}: loss {loss.item()} is not finite at update {update}; lower the learning rate")
+        optimizer.step()
+        _update_average(average, network, min(config.ema_decay, (1 + update) / (10 + update)))
+        recent.append(loss.item())
+        if (update + 1) % 50 == 0:
+            line = {"update": update + 1, "loss": sum(recent) / len(recent), "grad_norm": float(grad_norm)}
+            log.append(line | {"learning_rate": learning_rate_at(update, config)})
+            bar.set_postfix(loss=f"{line['loss']:.4f}")
+            recent = []
+        if (update + 1) % config.checkpointing_updates == 0 or update + 1 == config.num_updates:
+            _save(folder, network, optimizer, average, update + 1, log)
+    network.load_state_dict({name: average[name].to(value.dtype) for name, value in network.state_dict().items()})
+    network.eval()
+    return log
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, torch.Tensor], network: nn.Module, decay: float) -> None:
+    for name, value in network.state_dict().items():
+        average[name].lerp_(value.float(), 1.0 - decay)
+
+
+def _save(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, torch.Tensor],
+    update: int,
+    log: list[dict],
+) -> None:
+    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    tensors |= {f"average.{name}": value.contiguous() for name, value in average.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    with replaced_folder(folder) as temporary:
+        save_file(tensors, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"update": update, "log": log}))
+
+
+def _resume(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor]
+) -> tuple[int, list[dict]]:
+    if not (folder / "state.json").exists():
+        return 0, []
+    tensors = load_file(folder / "state.safetensors")
+    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    average.update({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
+    whole = optimizer.state_dict()
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            whole["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(whole)
+    state = json.loads((folder / "state.json").read_text())
+    return state["update"], state["log"]
