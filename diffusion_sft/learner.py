@@ -39,9 +39,11 @@ class Reading:
 
     Attributes:
         squared_error: ‖ε − ε̂(z_α, cue)‖², summed over dimensions, (1 + num_cues, num_draws) float64.
-        weights: nats per unit of squared error, ½·dα/density, same shape; the prior reconstruction error
-            of a cue is `(weights * squared_error).mean(axis=1)`.
+        weights: nats per unit of squared error, ½·dα/density, same shape.
         uniform_weights: weights under which the mean is the plain uniform-t mean of the squared error.
+        control, uniform_control: control variates of known mean zero, to be taken off the weighted squared errors
+            (zeros where the estimator has none); the same for all cues that share noise, so that gains are the
+            same with and without.
         opinion: ‖ε̂(z_α, ∅) − ε̂(z_α, cue)‖², same shape (row 0 is 0); NaN where noise is not shared with ∅.
         log_snr: α of each draw, same shape, in the order of the low-discrepancy points.
         num_dims: the number of dimensions that the squared errors are summed over.
@@ -50,9 +52,21 @@ class Reading:
     squared_error: np.ndarray
     weights: np.ndarray
     uniform_weights: np.ndarray
+    control: np.ndarray
+    uniform_control: np.ndarray
     opinion: np.ndarray
     log_snr: np.ndarray
     num_dims: int
+
+    @property
+    def error_nats(self) -> np.ndarray:
+        """Each draw's contribution to the prior reconstruction error, which is the mean over draws; in nats."""
+        return self.weights * self.squared_error - self.control
+
+    @property
+    def uniform_error(self) -> np.ndarray:
+        """Each draw's contribution to the plain uniform-t mean of the squared error."""
+        return self.uniform_weights * self.squared_error - self.uniform_control
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +75,9 @@ class TrainingItem:
 
     example: Example
     caption: str
-    update: int
-    """The optimiser step; with the seed and the example's id it decides timestep and noise."""
+    visit: int
+    """How often the run came to this example before; with the seed and the example's id it decides timestep and
+    noise, so that an example that occurs twice in one batch gets two draws."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,8 @@ class Draws:
 
     seed: int
     count: int
+    estimator: str = "default"
+    """How levels and noise are drawn: a name in `numerics.quadrature.ESTIMATORS`."""
 
     def __post_init__(self) -> None:
         if self.count < 1:

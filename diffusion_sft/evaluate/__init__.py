@@ -1,0 +1,24 @@
+"""Generate images per concept and measure them against real ones, bucket by bucket."""
+
+from .config import EvaluateConfig
+from .evaluation import Evaluation, Instruments, evaluate
+from .features import Extractor, build_extractor
+from .generation import GeneratedImage, generate_images, read_generated
+from .readers import ReadLabels, nearest_concept_reader, readout_reader
+from .table import distance_table
+
+__all__ = [
+    "EvaluateConfig",
+    "Evaluation",
+    "Extractor",
+    "GeneratedImage",
+    "Instruments",
+    "ReadLabels",
+    "build_extractor",
+    "distance_table",
+    "evaluate",
+    "generate_images",
+    "nearest_concept_reader",
+    "read_generated",
+    "readout_reader",
+]

@@ -41,13 +41,13 @@ class PretrainConfig:
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     autoencoder: FitConfig = field(
-        default_factory=lambda: FitConfig(num_updates=4000, batch_size=32, learning_rate=1.5e-3, weight_decay=0.0)
+        default_factory=lambda: FitConfig(num_updates=3000, batch_size=32, learning_rate=1.5e-3, weight_decay=0.0)
     )
     autoencoder_pictures: int = 24_000
     kl_weight: float = 1e-3
     readout_pictures: int = 16_000
     readout: FitConfig = field(
-        default_factory=lambda: FitConfig(num_updates=2500, batch_size=64, learning_rate=2e-3, weight_decay=0.05)
+        default_factory=lambda: FitConfig(num_updates=1500, batch_size=64, learning_rate=2e-3, weight_decay=0.05)
     )
     denoiser: FitConfig = field(
         default_factory=lambda: FitConfig(num_updates=7000, batch_size=64, learning_rate=1e-3)

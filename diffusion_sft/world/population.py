@@ -31,6 +31,8 @@ class WorldConfig:
     """Unknown: names for looks with a part that was never seen."""
     num_described: int = 24
     """Looks without a name that the written set holds under their description."""
+    written_every: int = 1
+    """Write only every so many-th concept, in the order of exposure (quick looks)."""
     train_images: int = 8
     heldout_images: int = 8
     reference_images: int = 16
@@ -40,6 +42,8 @@ class WorldConfig:
             raise ValueError(f"more names than looks: at most {len(seen_looks())} concepts of seen parts")
         if not 1 <= self.rare_exposure <= self.max_exposure:
             raise ValueError("exposures must satisfy 1 <= rare_exposure <= max_exposure")
+        if self.written_every < 1:
+            raise ValueError(f"written_every must be at least 1, not {self.written_every}")
 
 
 @dataclass(frozen=True, kw_only=True)

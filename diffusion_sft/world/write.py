@@ -31,7 +31,9 @@ def write_world(folder: Path, config: WorldConfig) -> Path:
     with replaced_folder(folder) as temporary:
         rows = [
             row
-            for inhabitant in tqdm(populate(config), desc="rendering the world", disable=None)
+            for inhabitant in tqdm(
+                populate(config)[:: config.written_every], desc="rendering the world", disable=None
+            )
             for split, count in counts.items()
             for row in _write_pictures(temporary, inhabitant, split, count, config.seed)
         ]

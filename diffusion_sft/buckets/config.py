@@ -1,0 +1,36 @@
+"""What a user may say about buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketConfig:
+    """How concepts are sorted into known and unknown."""
+
+    rule: Literal["error", "relative", "gain", "slick"] = "gain"
+    """The rule that fills the column `bucket`; the others are written beside it."""
+    error_quantile: float = 0.5
+    """Share of the concepts that the rule `error` calls known, where no threshold is given."""
+    error_threshold: float | None = None
+    """In nats, of a concept's mean error; for sets of which no share is to be taken for known."""
+    relative_quantile: float = 0.5
+    relative_threshold: float | None = None
+    """Of err(c)/err(∅); below 1 the words help."""
+    gain_confidence: float = 0.95
+    """Of the two-sided interval of a concept's mean gain."""
+    num_bootstrap: int = 1000
+    seed: int = 0
+    seen_at_least: int = 200
+    """Exposure from which a concept counts as seen, where exposures are known; those of exposure 0 are unseen."""
+
+    def __post_init__(self) -> None:
+        for name in ("error_quantile", "relative_quantile", "gain_confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.num_bootstrap < 100:
+            raise ValueError(f"num_bootstrap must be at least 100, not {self.num_bootstrap}")
+        if self.seen_at_least < 1:
+            raise ValueError(f"seen_at_least must be at least 1, not {self.seen_at_least}")

@@ -1,0 +1,156 @@
+"""The command line, and the only reader of argv: `diffusion-sft VERB [config.yaml] [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .errors import UserError
+from .settings import load_settings, settings_yaml
+
+VERBS = {
+    "study": "the whole story: probe, buckets, fine-tuning on mixes, FID per bucket, report",
+    "probe": "measure what the base knows of every concept (prior error, gain, answers)",
+    "bucket": "sort the probed concepts into known and unknown, and into SliCK's four categories",
+    "finetune": "fine-tune the UNet on a folder of captioned images, or on a mix of buckets",
+    "generate": "draw pictures from prompts with a base, a fine-tuned pipeline or a LoRA",
+    "evaluate": "FID, KID, coverage and accuracy per bucket, before and after",
+    "report": "write the page from the tables that are there",
+    "world": "write the embedded world as an ordinary ImageFolder",
+    "pretrain": "train a base on the embedded world from nothing",
+    "doctor": "check this installation: versions, devices, disk, and that a base draws",
+}
+STUDY_VERBS = ("study", "probe", "bucket", "evaluate", "report")
+EXAMPLES = """examples:
+  diffusion-sft study configs/quickstart.yaml
+  diffusion-sft study configs/sd15.yaml base=/models/stable-diffusion-v1-5 concepts.path=/data/my-photos
+  diffusion-sft probe base=/models/sd15 concepts.path=/data/my-photos output_dir=runs/mine
+  diffusion-sft finetune configs/finetune.yaml concepts.path=/data/my-photos method=lora rank=8
+  diffusion-sft finetune --settings          every setting with its default and meaning
+
+probe, bucket, evaluate and report take a study's settings and do the stages before them where those are missing.
+A mistake in settings or data ends with one line on stderr and exit code 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"diffusion-sft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("diffusion-sft: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffusion-sft",
+        description="Which concepts does a diffusion model already know, and what does teaching it the others cost?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(
+            verb,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog="Settings are read from the YAML file, then from key=value, nested keys with dots.",
+        )
+        sub.add_argument("settings", nargs="*", metavar="config.yaml | key=value", help="a file and overrides")
+        sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+        sub.add_argument("--settings", dest="explain", action="store_true", help="list every setting and stop")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    schema = _schema(options.verb)
+    if options.explain:
+        print("\n".join(explain(schema)))
+        return 0
+    files = [text for text in options.settings if "=" not in text]
+    if len(files) > 1:
+        raise UserError(f"one configuration file at most, not {', '.join(files)}")
+    overrides = [text for text in options.settings if "=" in text]
+    config: Any = load_settings(schema, Path(files[0]) if files else None, overrides)
+    if options.dry_run:
+        print(settings_yaml(config), end="")
+        return 0
+    return _perform(options.verb, config)
+
+
+def _schema(verb: str) -> type:
+    # Imported here, so that `--help` answers at once.
+    if verb in STUDY_VERBS:
+        from .study import StudyConfig
+
+        return StudyConfig
+    from . import commands
+
+    return commands.SCHEMAS[verb]
+
+
+def _perform(verb: str, config: Any) -> int:
+    if verb in STUDY_VERBS:
+        from .study import run_study
+
+        page = run_study(config, until="report" if verb == "study" else verb)
+        if page is not None:
+            print(f"report: {page}")
+        return 0
+    from . import commands
+
+    return commands.VERBS[verb](config)
+
+
+def explain(schema: type, prefix: str = "") -> list[str]:
+    """Every setting of a dataclass: key, default, and the docstring under the field."""
+    hints, notes, lines = get_type_hints(schema), _field_notes(schema), []
+    for field in fields(schema):
+        kind = hints[field.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            lines += explain(kind, f"{prefix}{field.name}.")
+            continue
+        default = field.default if field.default is not MISSING else None
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        note = f"   # {notes[field.name]}" if field.name in notes else ""
+        lines.append(f"{prefix}{field.name}={'null' if default is None else default}{note}")
+    return lines
+
+
+def _field_notes(schema: type) -> dict[str, str]:
+    """The docstrings that stand under the fields of a dataclass and of those it extends."""
+    import ast
+    import inspect
+    import textwrap
+
+    notes: dict[str, str] = {}
+    for owner in reversed(schema.__mro__):
+        if not is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for before, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
+                text = after.value if isinstance(after, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    notes[before.target.id] = " ".join(text.value.split())
+    return notes
+
+
+if __name__ == "__main__":
+    entry()

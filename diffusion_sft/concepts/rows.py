@@ -1,0 +1,83 @@
+"""What the readers of the two layouts hand on: one row per image, and what was wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image as the set describes it; `split` is None where the set leaves the splitting to us.
+
+    `where` is where a user would mend the row ("metadata.jsonl line 3"); `columns` are the further columns.
+    """
+
+    id: str
+    path: Path
+    caption: str
+    concept: str
+    where: str
+    split: str | None = None
+    words: str = ""
+    exposure: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A row or file that cannot be used: where it stands, which file it is about ("" for none), and why."""
+
+    where: str
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.where, "" if self.file == self.where else self.file) if part)
+        return printable(f"{place}: {self.reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a reader found: usable rows, problems, and remarks that the user should see."""
+
+    rows: list[Row]
+    problems: list[Problem]
+    notes: list[str]
+
+
+def locate(root: Path, name: str) -> tuple[str, Path]:
+    """The POSIX path inside the set and the real path of the file that a row names.
+
+    Raises:
+        ValueError: the path is empty, absolute, goes up, or leads outside the folder through a symbolic link.
+    """
+    if not name:
+        raise ValueError("the file name is empty")
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError("the file's name is not valid UTF-8; rename it")
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or PureWindowsPath(name).is_absolute():
+        raise ValueError("is an absolute path; paths must be relative to the set's folder")
+    if ".." in relative.parts:
+        raise ValueError("leads out of the set's folder (..)")
+    path = root / relative
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"cannot be resolved ({error})") from None
+    if not resolved.is_relative_to(root.resolve()):
+        raise ValueError(f"is a symbolic link to a place outside the set's folder ({resolved})")
+    return relative.as_posix(), path
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, so that a hostile name cannot drive the user's terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def few(names: list[str], limit: int = 10) -> str:
+    """The first names, comma-separated, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return printable(", ".join(names[:limit])) + more

@@ -1,0 +1,104 @@
+"""One feature cache for all metrics: a row for each image content, kept for each extractor.
+
+A row is found by the SHA-256 of the image file's bytes, within a folder named after the extractor's name, resize and
+weights and the size that images are fitted to; so nothing stale or of another extractor can ever be read. Rows are
+saved in whole files as they are made, and an interrupted extraction goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from ..concepts.images import load_image
+from ..errors import UserError
+from ..files import file_hash, replaced, write_json
+from .features import Extractor
+
+ROWS_PER_FILE = 512
+
+
+def fitted_image(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """An image file as the learner sees it: centre-cropped and resized to (height, width), uint8."""
+    height, width = size
+    return np.asarray(ImageOps.fit(load_image(path), (width, height), Image.Resampling.LANCZOS))
+
+
+class FeatureCache:
+    """Features of image files through one extractor, taken from `folder` where they are there."""
+
+    def __init__(self, folder: Path, extractor: Extractor, image_size: tuple[int, int], batch_size: int) -> None:
+        """Args:
+        folder: of all caches; this one makes a folder of its own in it.
+        image_size: (height, width) that every image is fitted to before the extractor's own resize.
+        """
+        self.extractor = extractor
+        self._image_size = image_size
+        self._batch_size = batch_size
+        key = {
+            "name": extractor.name,
+            "resize": extractor.resize,
+            "weights_sha256": extractor.weights_sha256,
+            "image_size": list(image_size),
+            "fit": "centre crop, Lanczos",
+        }
+        self._folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        if not (self._folder / "key.json").exists():
+            write_json(self._folder / "key.json", key)
+        self._rows = self._read()
+
+    def features(self, paths: Sequence[Path], description: str = "features") -> np.ndarray:
+        """The features of these files, (num_paths, d) float32, in the order given.
+
+        Raises:
+            UserError: a file that is no image, named.
+        """
+        hashes = [file_hash(path) for path in paths]
+        missing = {digest: path for digest, path in zip(hashes, paths, strict=True) if digest not in self._rows}
+        with tqdm(total=len(missing), desc=description, unit="image", disable=None, leave=False) as bar:
+            items = list(missing.items())
+            for start in range(0, len(items), ROWS_PER_FILE):
+                part = items[start : start + ROWS_PER_FILE]
+                self._save([digest for digest, _ in part], self._extract([path for _, path in part], bar))
+        if not hashes:
+            return np.zeros((0, self.num_dims), dtype=np.float32)
+        return np.stack([self._rows[digest] for digest in hashes])
+
+    @property
+    def num_dims(self) -> int:
+        """The number of features; 0 as long as there is no row."""
+        return next((len(row) for row in self._rows.values()), 0)
+
+    def _extract(self, paths: Sequence[Path], bar: tqdm) -> np.ndarray:
+        batches = []
+        for start in range(0, len(paths), self._batch_size):
+            batch = [fitted_image(path, self._image_size) for path in paths[start : start + self._batch_size]]
+            batches.append(self.extractor(batch))
+            bar.update(len(batch))
+        return np.concatenate(batches)
+
+    def _save(self, hashes: Sequence[str], features: np.ndarray) -> None:
+        digests = np.stack([np.frombuffer(bytes.fromhex(digest), dtype=np.uint8) for digest in hashes])
+        name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
+        with replaced(self._folder / f"{name}.safetensors") as temporary:
+            save_file({"features": np.ascontiguousarray(features), "sha256": digests}, temporary)
+        self._rows |= dict(zip(hashes, features, strict=True))
+
+    def _read(self) -> dict[str, np.ndarray]:
+        rows: dict[str, np.ndarray] = {}
+        for file in sorted(self._folder.glob("[0-9a-f]*.safetensors")):
+            try:
+                content = load_file(file)
+                hashes = [digest.tobytes().hex() for digest in content["sha256"]]
+                rows |= dict(zip(hashes, content["features"], strict=True))
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                raise UserError(f"{file}: damaged feature cache ({error}); delete this file") from None
+        return rows

@@ -1,0 +1,48 @@
+"""The settings of generation and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is generated, what looks at it, and how carefully it is counted."""
+
+    num_images_per_concept: int = 10
+    seed: int = 0
+    """Decides every image's start noise, and every split and group of the arithmetic."""
+    num_inference_steps: int = 25
+    guidance_scale: float = 2.0
+    batch_size: int = 32
+
+    extractor: Literal["readout", "inception", "torchvision"] = "readout"
+    """readout: the embedded world's classifier. inception: clean-fid's Inception behind clean-fid's resize, the FID
+    of papers. torchvision: any torchvision classifier, its penultimate features."""
+    weights: str | None = None
+    """readout: its folder. inception: the file inception-2015-12-05.pt or its folder (none: torch's hub cache,
+    downloaded there once). torchvision: a .safetensors or .pth state dict."""
+    torchvision_model: str | None = None
+    """The torchvision model's name, such as resnet50, when the extractor is torchvision."""
+
+    pca_directions: int | None = None
+    """k of FD-PCA-k; none: as many of 128 as the known and unknown buckets allow (k < n/1.5)."""
+    num_groups: int = 20
+    """Groups of the jackknife."""
+    num_splits: int = 20
+    """Random halves behind the floor, and subsamples behind each matched-n figure."""
+    num_neighbours: int = 5
+    """k of precision, recall, density and coverage."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images_per_concept", "num_inference_steps", "batch_size", "num_neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("num_groups", "num_splits"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, not {getattr(self, name)}")
+        if self.pca_directions is not None and self.pca_directions < 1:
+            raise ValueError(f"pca_directions must be at least 1, not {self.pca_directions}")
+        if (self.extractor == "torchvision") != (self.torchvision_model is not None):
+            raise ValueError("torchvision_model names the model when extractor is torchvision, and only then")

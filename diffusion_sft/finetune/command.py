@@ -1,0 +1,30 @@
+"""The settings of `diffusion-sft finetune` and `scripts/finetune.py`: a base, a set, a mix, and a run of the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..answers import AnswerConfig
+from ..concepts import ConceptsConfig
+from .config import FinetuneConfig
+from .mixes import MixConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneCommandConfig(FinetuneConfig):
+    """Flat, so that the names that diffusers users type are keys of their own: `max_train_steps=500`."""
+
+    pretrained_model_name_or_path: str = ""
+    """A pipeline folder or a Hub id."""
+    revision: str | None = None
+    variant: str | None = None
+    """Of the weight files, for example fp16; training itself is in float32."""
+    resolution: int | None = None
+    """Pixels of a side; None means the base's own."""
+    output_dir: str = "runs/finetune"
+    concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
+    concepts_table: str | None = None
+    """`concepts.parquet` of the bucket stage; without it every concept is of the category `all`."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    """Which candidates an evaluation's questions have."""

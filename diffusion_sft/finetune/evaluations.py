@@ -1,0 +1,172 @@
+"""What a network in training knows at one update: fitted, held-out and untouched examples, by category.
+
+Every example is asked once, under its own caption: which of the candidates' words is it? (`answers.py`). The same
+noise is drawn at every update and for every mix, so that changes are changes of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..answers import AnswerConfig, Question, judge, make_questions
+from ..learner import Learner
+from ..records import CATEGORIES, HELDOUT, UNKNOWN, ConceptSet, Draws, Example
+from .config import FinetuneConfig
+from .mixes import ALL, Mix, by_concept, concept_labels, concept_order, first_examples
+
+TRAINED, HELD_OUT, UNTOUCHED = "trained", "heldout", "untouched"
+ROLES = (TRAINED, HELD_OUT, UNTOUCHED)
+"""trained: examples of the mix. heldout: other images of its concepts. untouched: held-out images of base-known
+concepts outside the mix; what is lost there is the analogue of hallucination."""
+COLUMNS = (
+    "update",
+    "role",
+    "category",
+    "num_examples",
+    "num_correct",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "gain_nats",
+    "error_nats",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What is asked at every evaluation: questions by role, and the category of each of their concepts."""
+
+    questions: Mapping[str, Sequence[Question]]
+    categories: Mapping[str, str]
+
+
+def make_exam(
+    mix: Mix,
+    concepts_table: pd.DataFrame | None,
+    concept_set: ConceptSet,
+    config: FinetuneConfig,
+    answers: AnswerConfig,
+) -> Exam:
+    """Choose what is asked, for each role; roles without any example are left out, all where nothing is evaluated.
+
+    The untouched concepts are the last ones in the order that mixes are taken from, so that mixes of one size are
+    mostly asked about the same ones.
+
+    Args:
+        answers: which candidates a question has; each example is one question here, whatever `num_renderings` says.
+    """
+    if not config.validation_steps:
+        return Exam(questions={}, categories={})
+    labels = concept_labels(concepts_table, concept_set)
+    trained = {example.id for example in mix.examples}
+    held_out = by_concept(example for example in concept_set.split(HELDOUT) if example.id not in trained)
+    outside = [
+        name
+        for name in reversed(concept_order(labels.index, config.seed))
+        if name not in mix.categories and labels.category[name] not in (UNKNOWN, ALL) and name in held_out
+    ][: config.validation_untouched_concepts]
+    inside = list(mix.categories)
+    sources = {
+        TRAINED: (by_concept(mix.examples), inside),
+        HELD_OUT: (held_out, inside),
+        UNTOUCHED: (held_out, outside),
+    }
+    questions = {}
+    for role, (grouped, names) in sources.items():
+        chosen = first_examples(grouped, names, config.validation_examples_per_concept, config.seed)
+        if chosen:
+            questions[role] = _one_question_each(chosen, concept_set, answers, config.seed)
+    return Exam(questions=questions, categories={name: str(labels.category[name]) for name in (*inside, *outside)})
+
+
+def ask(learner: Learner, questions: Sequence[Question], config: FinetuneConfig, batch_size: int) -> pd.DataFrame:
+    """One row per question: concept, correct, gain_nats and error_nats of the true words."""
+    draws = Draws(seed=config.seed, count=config.validation_draws)
+    readings = learner.surprise([question.query for question in questions], draws, batch_size=batch_size)
+    answers = judge(questions, readings)
+    true_rows = [1 + question.candidates.index(question.words) for question in questions]
+    errors = [float(reading.error_nats[row].mean()) for reading, row in zip(readings, true_rows, strict=True)]
+    return pd.DataFrame(
+        {
+            "concept": answers.concept,
+            "correct": answers.correct,
+            "gain_nats": answers.true_gain_nats,
+            "error_nats": errors,
+        }
+    )
+
+
+def evaluation_rows(update: int, answers: Mapping[str, pd.DataFrame], categories: Mapping[str, str]) -> pd.DataFrame:
+    """One row per role and category (COLUMNS); intervals are Wilson's at 95 %.
+
+    Args:
+        answers: `ask`'s table for each role.
+        categories: the category of each concept.
+    """
+    rows = []
+    for role in ROLES:
+        if role not in answers:
+            continue
+        by_category = answers[role].assign(category=answers[role].concept.map(categories)).groupby("category")
+        for category in (*CATEGORIES, ALL):
+            if category in by_category.groups:
+                here = by_category.get_group(category)
+                rows.append([update, role, category, *_summary(here)])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def converged_update(evaluations: pd.DataFrame, first_pass: float) -> int | None:
+    """The first evaluation at or after update `first_pass` at which every trained example asked was fitted."""
+    trained = evaluations[(evaluations.role == TRAINED) & (evaluations["update"] >= first_pass)]
+    for update in _updates(trained):
+        here = trained[trained["update"] == update]
+        if here.num_correct.sum() == here.num_examples.sum():
+            return update
+    return None
+
+
+def early_stop_update(evaluations: pd.DataFrame) -> int | None:
+    """The update after which held-out questions (both roles together) were answered best.
+
+    Ties go to the lower mean error, then to the earlier update. The base itself (update 0) is no candidate. None
+    where nothing held out was asked.
+    """
+    asked = evaluations[(evaluations.role != TRAINED) & (evaluations["update"] > 0)]
+    best: tuple[float, float, int] | None = None
+    for update in _updates(asked):
+        here = asked[asked["update"] == update]
+        accuracy = here.num_correct.sum() / here.num_examples.sum()
+        error = float(np.average(here.error_nats, weights=here.num_examples))
+        candidate = (-accuracy, error, update)
+        best = candidate if best is None else min(best, candidate)
+    return None if best is None else best[2]
+
+
+def _updates(evaluations: pd.DataFrame) -> list[int]:
+    return sorted({int(update) for update in evaluations["update"]})
+
+
+def _one_question_each(
+    examples: Sequence[Example], concept_set: ConceptSet, answers: AnswerConfig, seed: int
+) -> list[Question]:
+    """Each example under its own caption (or the first template), with the same candidates for all of a concept."""
+    once = replace(answers, num_renderings=1)
+    questions: list[Question] = []
+    waiting = {name: list(found) for name, found in by_concept(examples).items()}
+    while waiting:
+        layer = [found.pop(0) for found in waiting.values()]
+        questions += make_questions(concept_set, layer, once, seed)
+        waiting = {name: found for name, found in waiting.items() if found}
+    return questions
+
+
+def _summary(answers: pd.DataFrame) -> list[float]:
+    count, correct = len(answers), int(answers.correct.sum())
+    interval = stats.binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
+    means = [float(answers.gain_nats.mean()), float(answers.error_nats.mean())]
+    return [count, correct, correct / count, float(interval.low), float(interval.high), *means]

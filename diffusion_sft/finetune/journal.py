@@ -1,0 +1,75 @@
+"""What a run writes while it goes: a line per update, a row per evaluation, a grid of pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator
+
+from ..files import read_table, write_table, write_text
+from .dynamics import dynamics_points
+from .evaluations import COLUMNS
+
+METRICS, EVALUATIONS, DYNAMICS = "metrics.jsonl", "evaluations.parquet", "dynamics.parquet"
+
+
+class Journal:
+    """`metrics.jsonl`, `evaluations.parquet` and the trackers; only the main process writes.
+
+    Nothing in the files depends on time or machine, so that a resumed run leaves the same ones.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator):
+        self.folder = folder
+        self.accelerator = accelerator
+        self.evaluations = pd.DataFrame(columns=list(COLUMNS))
+
+    def rewind(self, update: int) -> None:
+        """Forget everything after this update: what a killed process wrote past its last checkpoint."""
+        table = self.folder / EVALUATIONS
+        if update > 0 and table.is_file():
+            kept = read_table(table)
+            self.evaluations = kept[kept["update"] <= update].reset_index(drop=True)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            metrics = self.folder / METRICS
+            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _update_of(line) <= update))
+            if not self.evaluations.empty:
+                self._write_evaluations()
+
+    def log(self, values: dict[str, float | int | None]) -> None:
+        """Append one line for the update `values["update"]`; None stands for a number that is not finite."""
+        if self.accelerator.is_main_process:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(values, allow_nan=False) + "\n")
+        shown = {f"train/{name}": value for name, value in values.items() if value is not None and name != "update"}
+        self.accelerator.log(shown, step=values["update"])
+
+    def add_evaluation(self, rows: pd.DataFrame) -> None:
+        """Append the rows of one evaluation point."""
+        self.evaluations = rows if self.evaluations.empty else pd.concat([self.evaluations, rows], ignore_index=True)
+        if rows.empty:
+            return
+        if self.accelerator.is_main_process:
+            self._write_evaluations()
+        shown = {
+            f"{row.role}/{row.category}/{name}": float(getattr(row, name))
+            for row in rows.itertuples()
+            for name in ("accuracy", "gain_nats", "error_nats")
+        }
+        self.accelerator.log(shown, step=int(rows["update"].iloc[0]))
+
+    def _write_evaluations(self) -> None:
+        write_table(self.folder / EVALUATIONS, self.evaluations)
+        write_table(self.folder / DYNAMICS, dynamics_points(self.evaluations))
+
+
+def _update_of(line: str) -> float:
+    """The update of a line; infinite for one that was cut short."""
+    try:
+        return int(json.loads(line)["update"])
+    except json.JSONDecodeError:
+        return float("inf")

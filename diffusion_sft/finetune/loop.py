@@ -1,0 +1,96 @@
+"""Fine-tuning: draw, loss, backward, clip, step, average, log, evaluate, checkpoint.
+
+Everything random is a function of the seed and the update, so that a run that was killed and resumed is the run that
+was not (bit for bit on a CPU). A learner comes in, files go out; the learner itself is used up.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..learner import Learner
+from ..records import identity_seed
+from .acceleration import accelerated, triggered_by_sigterm
+from .config import FinetuneConfig
+from .evaluations import Exam
+from .export import finish
+from .mixes import Mix
+from .run import Run, begin
+from .schedules import learning_rate
+from .summary import finished_summary, run_record
+
+
+def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, folder: Path) -> dict[str, Any]:
+    """Fine-tune `learner` on `mix` and write everything into `folder`; goes on where an earlier call was stopped.
+
+    Writes `metrics.jsonl`, `evaluations.parquet`, `dynamics.parquet`, `checkpoint-<N>/`, `samples/`, and at the end
+    `pipeline/` or `pytorch_lora_weights.safetensors` (the same under `early/` for the early stop), `README.md` and
+    `finetune.json`.
+
+    Args:
+        learner: the base, on the device to train on; it holds trained weights afterwards.
+        mix: what is trained on (`mixes.compose`).
+        exam: what is asked at evaluations (`evaluations.make_exam`).
+        config: how.
+        folder: of this run alone.
+
+    Returns:
+        The content of `finetune.json`.
+
+    Raises:
+        UserError: another run in the folder, captions that are too long, a loss that is not finite.
+        SystemExit: 143 after SIGTERM, with a checkpoint written.
+    """
+    learner.check_captions([example.caption for example in mix.examples])
+    folder.mkdir(parents=True, exist_ok=True)
+    with accelerated(learner.device, config, folder) as accelerator:
+        summary = finished_summary(folder, run_record(learner, mix, exam, config, accelerator))
+        if summary is not None:
+            accelerator.print(f"{folder}: finished already after {summary['updates']} updates; nothing to do")
+            return summary
+        run = begin(learner, mix, exam, config, folder, accelerator)
+        try:
+            update = run.resume()
+            with triggered_by_sigterm(accelerator):
+                update = _train(run, update)
+            return finish(run, update)
+        finally:
+            learner.network = accelerator.unwrap_model(run.wrapped, keep_fp32_wrapper=False).eval()
+
+
+def _train(run: Run, update: int) -> int:
+    """The loop, from the state after `update` to the last update, whose number is returned."""
+    config, accelerator = run.config, run.accelerator
+    bar = tqdm(total=config.max_train_steps, initial=update, desc=run.mix.name, unit="update", disable=run.quiet)
+    if update == 0:
+        run.evaluate(0)
+    while not run.done(update):
+        update += 1
+        torch.manual_seed(identity_seed(config.seed, "dropout", update, accelerator.process_index))
+        run.set_learning_rate(learning_rate(update, config))
+        losses = []
+        for items, synchronised in run.draw(update):
+            with synchronised:
+                loss = run.learner.loss(items, seed=config.seed)
+                accelerator.backward(loss.mean())
+            losses.append(loss.detach())
+        mean_loss = run.finite_mean(losses, update)
+        grad_norm = run.clip(update)
+        measured = run.step(update)
+        run.log(update, {"loss": mean_loss, "grad_norm": grad_norm, **measured})
+        if run.evaluates_at(update):
+            run.evaluate(update)
+        stopped = accelerator.check_trigger()
+        if stopped or run.saves_at(update):
+            run.save(update)
+        if stopped:
+            raise SystemExit(128 + signal.SIGTERM)
+        bar.update()
+        bar.set_postfix(loss=f"{mean_loss:.4f}")
+    bar.close()
+    return update

@@ -1,0 +1,254 @@
+"""Which concepts are trained on: a set of fixed size with given shares of knowledge categories.
+
+As in Gekhman et al. (2024, section 4): the size |D| is the same for all mixes, only the shares change. Concepts are
+taken in an order decided by the seed and their names alone, so that the Unknown concepts of the 25 % mix are among
+those of the 50 % mix, and differences between mixes are not differences between draws.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from ..errors import UserError
+from ..records import CATEGORIES, SPLITS, TRAIN, UNKNOWN, ConceptSet, Example, identity_seed
+
+ALL = "all"
+"""The category of every concept where there is no concepts table."""
+BUCKETS = ("known", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """What a fine-tuning set consists of. Without shares it is the natural mix: all categories as they occur."""
+
+    name: str = "all"
+    """Also the name of the output folder."""
+    num_concepts: int | None = None
+    """|D| in concepts; their training images all count, or `examples_per_concept` of each."""
+    num_examples: int | None = None
+    """|D| in examples; whole concepts are taken until it is reached, the last one in part."""
+    examples_per_concept: int | None = None
+    train_on_all_images: bool = False
+    """Held-out and reference images train too: for plain fine-tuning, where nothing is measured on them."""
+    unknown_share: float | None = None
+    """The share of Unknown; the rest is drawn from the three other categories as they occur."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Shares of HighlyKnown, MaybeKnown, WeaklyKnown, Unknown, or of known and unknown (the chosen rule's bucket)."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(f"mix name {self.name!r}: letters, digits and . _ + - only (it names a folder)")
+        sizes = [size for size in (self.num_concepts, self.num_examples) if size is not None]
+        if len(sizes) > 1:
+            raise ValueError(f"mix {self.name}: give num_concepts or num_examples, not both")
+        if any(size < 1 for size in (*sizes, self.examples_per_concept or 1)):
+            raise ValueError(f"mix {self.name}: sizes must be at least 1")
+        if self.unknown_share is not None and self.shares:
+            raise ValueError(f"mix {self.name}: give unknown_share or shares, not both")
+        if self.unknown_share is not None and not 0.0 <= self.unknown_share <= 1.0:
+            raise ValueError(f"mix {self.name}: unknown_share is from 0 to 1, not {self.unknown_share}")
+        if (self.unknown_share is not None or self.shares) and not sizes:
+            raise ValueError(f"mix {self.name}: shares need a fixed size; set num_concepts or num_examples")
+        if self.shares:
+            _check_shares(self.name, self.shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """A composed fine-tuning set."""
+
+    name: str
+    concepts: Mapping[str, tuple[str, ...]]
+    """The concepts' names by category."""
+    examples: tuple[Example, ...]
+
+    @property
+    def categories(self) -> dict[str, str]:
+        """The category of each concept of the mix."""
+        return {concept: category for category, names in self.concepts.items() for concept in names}
+
+
+def compose(mix: MixConfig, concepts_table: pd.DataFrame | None, concept_set: ConceptSet, seed: int) -> Mix:
+    """Choose the concepts and training examples of a mix.
+
+    Args:
+        concepts_table: one row per concept with `concept`, `category` and `bucket` (`buckets.py` writes it); None
+            puts every concept into one category, "all".
+        seed: decides, with the concepts' names, which of a category's concepts are taken first.
+
+    Raises:
+        UserError: the mix asks for more than there is; says what there is and which size fits.
+    """
+    labels = concept_labels(concepts_table, concept_set)
+    examples = _train_examples(mix, concept_set, seed)
+    if not examples:
+        raise UserError(f"mix {mix.name}: no concept has {mix.examples_per_concept or 1} training examples")
+    count = _counter(mix, examples)
+    pools = _pools(mix, labels.loc[concept_order([name for name in labels.index if name in examples], seed)], count)
+    size = mix.num_concepts or mix.num_examples or sum(count(names) for _, names in pools.values())
+    quotas = _quotas({label: share for label, (share, _) in pools.items()}, size)
+    _check_quotas(mix, pools, quotas, count)
+    chosen: dict[str, list[Example]] = {}
+    for label, (_, names) in pools.items():
+        chosen |= _take(names, quotas[label], examples, whole=mix.num_examples is None)
+    return _mix(mix.name, chosen, labels, concept_set)
+
+
+def _check_shares(name: str, shares: Mapping[str, float]) -> None:
+    allowed = CATEGORIES if any(label in CATEGORIES for label in shares) else BUCKETS
+    for label, share in shares.items():
+        if label not in allowed:
+            raise ValueError(
+                f"mix {name}: shares.{label}: expected some of {', '.join(CATEGORIES)}, or of known, unknown"
+            )
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"mix {name}: shares.{label} is from 0 to 1, not {share}")
+    if abs(sum(shares.values()) - 1.0) > 1e-6:
+        raise ValueError(f"mix {name}: the shares add up to {sum(shares.values()):g}, not 1")
+
+
+def concept_order(names: Iterable[str], seed: int) -> list[str]:
+    """The names in the order that mixes take them; it depends on nothing but the seed and each name."""
+    return sorted(names, key=lambda name: (identity_seed(seed, "mix", name), name))
+
+
+def concept_labels(concepts_table: pd.DataFrame | None, concept_set: ConceptSet) -> pd.DataFrame:
+    """Category and bucket of every concept of the set, indexed by its name; UserError where the table lacks any."""
+    names = [concept.name for concept in concept_set.concepts]
+    if concepts_table is None:
+        return pd.DataFrame({"category": ALL, "bucket": ALL}, index=pd.Index(names))
+    absent = [column for column in ("concept", "category", "bucket") if column not in concepts_table]
+    if absent:
+        raise UserError(f"concepts table: no column {', '.join(absent)}; the bucket stage writes them")
+    table = concepts_table.set_index("concept")[["category", "bucket"]]
+    unlabelled = [name for name in names if name not in table.index]
+    if unlabelled:
+        raise UserError(
+            f"concepts table: no row for {len(unlabelled)} of the set's concepts, the first is {unlabelled[0]}; "
+            "probe and bucket the same set"
+        )
+    return table.loc[names]
+
+
+def _train_examples(mix: MixConfig, concept_set: ConceptSet, seed: int) -> dict[str, tuple[Example, ...]]:
+    """The training examples of each concept that has enough of them."""
+    wanted = mix.examples_per_concept
+    splits = SPLITS if mix.train_on_all_images else (TRAIN,)
+    distinct = {example.id: replace(example, split=TRAIN) for example in concept_set.split(*splits)}
+    grouped = by_concept(distinct.values())
+    enough = {name: found for name, found in grouped.items() if len(found) >= (wanted or 1)}
+    return {name: first_examples(enough, [name], wanted, seed) for name in enough}
+
+
+def by_concept(examples: Iterable[Example]) -> dict[str, tuple[Example, ...]]:
+    """The examples of each concept, in the order given."""
+    grouped: dict[str, list[Example]] = {}
+    for example in examples:
+        grouped.setdefault(example.concept, []).append(example)
+    return {name: tuple(found) for name, found in grouped.items()}
+
+
+def first_examples(
+    grouped: Mapping[str, Sequence[Example]], names: Iterable[str], count: int | None, seed: int
+) -> tuple[Example, ...]:
+    """`count` examples of each concept, the same ones for any order of the files."""
+    chosen: list[Example] = []
+    for name in names:
+        ranked = sorted(grouped.get(name, ()), key=lambda e: (identity_seed(seed, "mix", e.id), e.id))
+        chosen += ranked[:count]
+    return tuple(chosen)
+
+
+def _pools(
+    mix: MixConfig, labels: pd.DataFrame, count: Callable[[Sequence[str]], int]
+) -> dict[str, tuple[float, list[str]]]:
+    """For each label of the mix its share and the concepts that it may be filled with, in order."""
+    members = labels.category
+    if mix.unknown_share is not None:
+        shares = {UNKNOWN: mix.unknown_share, "known": 1.0 - mix.unknown_share}
+        members = members.where((members == UNKNOWN) | (members == ALL), "known")
+    elif mix.shares:
+        shares = dict(mix.shares)
+        members = members if set(shares) <= set(CATEGORIES) else labels.bucket
+    else:
+        shares = {
+            str(label): count(list(names)) / count(list(labels.index))
+            for label, names in members.groupby(members).groups.items()
+        }
+    if ALL not in shares and (members == ALL).any():
+        raise UserError(f"mix {mix.name}: shares of categories need a concepts_table; run probe and bucket first")
+    return {label: (share, list(members.index[members == label])) for label, share in shares.items() if share > 0}
+
+
+def _counter(mix: MixConfig, examples: Mapping[str, Sequence[Example]]) -> Callable[[Sequence[str]], int]:
+    """How much a list of concepts adds to |D|, in the unit that the mix fixes."""
+    if mix.num_examples is None:
+        return len
+    return lambda names: sum(len(examples[name]) for name in names)
+
+
+def _quotas(shares: Mapping[str, float], size: int) -> dict[str, int]:
+    """Whole numbers that add up to `size`, by largest remainder (ties to the label named first)."""
+    exact = {label: share * size for label, share in shares.items()}
+    quotas = {label: int(value + 1e-9) for label, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: quotas[label] - exact[label])
+    for label in by_remainder[: size - sum(quotas.values())]:
+        quotas[label] += 1
+    return quotas
+
+
+def _check_quotas(
+    mix: MixConfig,
+    pools: Mapping[str, tuple[float, list[str]]],
+    quotas: Mapping[str, int],
+    count: Callable[[Sequence[str]], int],
+) -> None:
+    there = {label: count(names) for label, (_, names) in pools.items()}
+    short = [label for label in quotas if quotas[label] > there[label]]
+    if not short:
+        return
+    size = sum(quotas.values())
+    shares = {label: share for label, (share, _) in pools.items()}
+    fits = next(
+        (n for n in range(size - 1, 0, -1) if all(q <= there[label] for label, q in _quotas(shares, n).items())), 0
+    )
+    unit = "concepts" if mix.num_examples is None else "examples"
+    advice = f"set num_{unit} to at most {fits}, or other shares" if fits else "choose other shares"
+    raise UserError(
+        f"mix {mix.name}: asks for {', '.join(f'{quotas[label]} {label}' for label in short)} {unit}, with training "
+        f"images there are {', '.join(f'{n} {label}' for label, n in there.items())}; {advice}"
+    )
+
+
+def _take(
+    names: Sequence[str], quota: int, examples: Mapping[str, tuple[Example, ...]], *, whole: bool
+) -> dict[str, list[Example]]:
+    """The first concepts up to the quota; in examples, the last concept may be cut."""
+    if whole:
+        return {name: list(examples[name]) for name in names[:quota]}
+    taken: dict[str, list[Example]] = {}
+    for name in names:
+        if quota <= 0:
+            break
+        taken[name] = list(examples[name][:quota])
+        quota -= len(taken[name])
+    return taken
+
+
+def _mix(name: str, chosen: Mapping[str, Sequence[Example]], labels: pd.DataFrame, concept_set: ConceptSet) -> Mix:
+    concepts: dict[str, list[str]] = {}
+    for concept in concept_set.concepts:
+        if concept.name in chosen:
+            concepts.setdefault(str(labels.category[concept.name]), []).append(concept.name)
+    kept = {example.id: example for found in chosen.values() for example in found}
+    in_order = dict.fromkeys(example.id for example in concept_set.examples if example.id in kept)
+    order = [label for label in (*CATEGORIES, ALL) if label in concepts]
+    return Mix(
+        name=name,
+        concepts={label: tuple(concepts[label]) for label in order},
+        examples=tuple(kept[name] for name in in_order),
+    )

@@ -1,0 +1,71 @@
+"""What a run is, so that it is resumed only as itself, and what came of it (`finetune.json`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..files import read_json
+from ..learner import Learner
+from ..settings import settings_dict
+from .checkpoints import check_same_run
+from .config import FinetuneConfig
+from .evaluations import Exam
+from .mixes import Mix
+
+SUMMARY = "finetune.json"
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+
+
+def run_record(
+    learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, as keys that an error message can name."""
+    leaves = settings_dict(config)
+    # A base that only moved to another folder is still the same base.
+    base = {key: value for key, value in learner.identity().items() if key != "source"}
+    asked = {
+        role: [[q.example.id, q.template, *q.candidates] for q in questions]
+        for role, questions in exam.questions.items()
+    }
+    return {field.name: leaves[field.name] for field in fields(FinetuneConfig)} | {
+        "mixed_precision": accelerator.mixed_precision,
+        "num_processes": accelerator.num_processes,
+        "base": _digest(base),
+        "training examples": _digest(sorted((example.id, example.caption) for example in mix.examples)),
+        "evaluation questions": _digest([asked, dict(exam.categories)]),
+    }
+
+
+def finished_summary(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of a run that is complete in `folder`; None where there is something left to do.
+
+    Raises:
+        UserError: the folder holds another run.
+    """
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary: dict[str, Any] = read_json(folder / SUMMARY)
+    check_same_run(summary["record"], record, folder)
+    more = record["max_train_steps"] > summary["record"]["max_train_steps"]
+    return None if more and summary["stopping_reason"] == "budget" else summary
+
+
+def run_environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    libraries = {library: version(library) for library in LIBRARIES}
+    return {"python": platform.python_version(), **libraries, "device": f"{device.type}: {name}"}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

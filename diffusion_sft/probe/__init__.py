@@ -1,0 +1,8 @@
+"""What does the base know? Errors and gains in nats for held-out pictures, and answers in words and in pictures."""
+
+from .config import ProbeConfig, SampleConfig
+from .run import ProbeResult, probe
+from .samples import SAMPLE_COLUMNS, ReadLabels
+from .scores import SCORE_COLUMNS
+
+__all__ = ["SAMPLE_COLUMNS", "SCORE_COLUMNS", "ProbeConfig", "ProbeResult", "ReadLabels", "SampleConfig", "probe"]

@@ -1,0 +1,169 @@
+"""The probe: three tables about a base, finished work kept.
+
+`scores`: error, gain and opinion of every held-out example under its own caption (`scores.py`). `answers`: the greedy
+reading (`answers.py` of the package). `samples`: the sampled reading of concepts that no greedy answer got right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..answers import Question, answer, make_questions
+from ..errors import UserError
+from ..files import file_hash, read_json, read_table, write_json, write_table
+from ..learner import NULL_CUE, Learner, Query
+from ..records import HELDOUT, ConceptSet, Draws, Example
+from ..settings import settings_dict
+from .config import ProbeConfig
+from .parts import Parts
+from .samples import SAMPLE_COLUMNS, ReadLabels, draw_and_read, num_sample_evaluations
+from .scores import own_caption, score
+
+TABLES = ("scores", "answers", "samples")
+LAYOUT = 1
+"""Part of every key: raised when the tables' meaning changes, so that older results are not taken for new ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """The three tables, as written to the folder."""
+
+    scores: pd.DataFrame
+    answers: pd.DataFrame
+    samples: pd.DataFrame
+
+
+def probe(
+    learner: Learner,
+    concept_set: ConceptSet,
+    config: ProbeConfig,
+    folder: Path,
+    read_labels: ReadLabels | None = None,
+) -> ProbeResult:
+    """Read a base on the held-out split and write `scores`, `answers` and `samples` (parquet and csv) to `folder`.
+
+    Finished parts are kept: the same probe of the same base and set goes on where it was stopped, and a finished one
+    is read back. Without `read_labels` there is no sampled reading.
+
+    Raises:
+        UserError: no held-out example, or captions that the tokenizer would cut.
+    """
+    examples = _chosen(concept_set, config.max_examples_per_concept)
+    questions = make_questions(concept_set, examples, config.answers, config.seed)
+    key = _key(learner, concept_set, examples, config, read_labels is not None)
+    if _finished(folder, key):
+        return ProbeResult(**{name: read_table(folder / f"{name}.parquet") for name in TABLES})
+    learner.check_captions([*(e.caption for e in examples), *(cue for q in questions for cue in q.query.cues)])
+    with Parts(folder / "parts" / key[:16]) as parts:
+        result = _read(learner, concept_set, config, _Work(examples, questions, read_labels), parts)
+    for name in TABLES:
+        write_table(folder / f"{name}.parquet", getattr(result, name))
+    record: dict[str, Any] = {"key": key, "base": learner.identity(), "config": settings_dict(config)}
+    record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)}
+    write_json(folder / "probe.json", record)
+    parts.remove()
+    return result
+
+
+@dataclass(frozen=True)
+class _Work:
+    examples: Sequence[Example]
+    questions: Sequence[Question]
+    read_labels: ReadLabels | None
+
+
+def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: _Work, parts: Parts) -> ProbeResult:
+    draws = Draws(seed=config.seed, count=config.answers.num_draws, estimator=config.estimator)
+    names = [concept.name for concept in concept_set.concepts]
+
+    def count_scores(examples: Sequence[Example]) -> int:
+        return num_evaluations([own_caption(example) for example in examples], config.num_draws)
+
+    def count_answers(questions: Sequence[Question]) -> int:
+        return num_evaluations([question.query for question in questions], draws.count)
+
+    def ask(questions: Sequence[Question]) -> pd.DataFrame:
+        return answer(learner, questions, draws, config.batch_size)
+
+    total = count_scores(work.examples) + count_answers(work.questions)
+    asked = f"{len(work.examples)} examples and {len(work.questions)} questions"
+    print(f"probe: {total:,} network evaluations for {asked}", file=sys.stderr)
+    parts.expect(total)
+    scores = parts.table("scores", work.examples, lambda some: score(learner, some, config), count_scores)
+    answers = parts.table("answers", work.questions, ask, count_answers)
+    samples = _no_samples()
+    if (read_labels := work.read_labels) and config.samples.num_samples:
+        missed = _missed(work.questions, answers)
+        parts.expect(num_sample_evaluations(missed, config))
+        if missed:
+            samples = parts.table(
+                "samples",
+                missed,
+                lambda some: draw_and_read(learner, some, names, config, read_labels),
+                lambda some: num_sample_evaluations(some, config),
+            )
+    return ProbeResult(
+        scores=scores.sort_values("example_id", ignore_index=True),
+        answers=answers.sort_values(["concept", "rendering"], ignore_index=True),
+        samples=samples.sort_values(["concept", "sample"], ignore_index=True),
+    )
+
+
+def num_evaluations(queries: Sequence[Query], num_draws: int) -> int:
+    """How many network evaluations it takes to read these queries: each distinct cue and ∅ once a draw."""
+    return sum(len({NULL_CUE, *query.cues}) for query in queries) * num_draws
+
+
+def _chosen(concept_set: ConceptSet, most: int | None) -> list[Example]:
+    """The held-out examples by id, at most so many for each concept."""
+    chosen: list[Example] = []
+    held_out = sorted(concept_set.split(HELDOUT), key=lambda example: example.id)
+    for concept in concept_set.concepts:
+        own = [example for example in held_out if example.concept == concept.name]
+        if not own:
+            print(f"probe: concept {concept.name!r} has no held-out example and is left out", file=sys.stderr)
+        chosen += own[:most]
+    if not chosen:
+        raise UserError("the concept set has no held-out examples to probe; give some rows split=heldout")
+    return chosen
+
+
+def _missed(questions: Sequence[Question], answers: pd.DataFrame) -> list[Question]:
+    """The questions of the concepts whose greedy share is 0."""
+    share = answers.groupby("concept")["correct"].mean()
+    return [question for question in questions if share[question.concept] == 0]
+
+
+def _no_samples() -> pd.DataFrame:
+    kinds = {"concept": "str", "rendering": "int64", "sample": "int64", "seed": "int64", "answer": "str"}
+    return pd.DataFrame(columns=list(SAMPLE_COLUMNS)).astype(kinds | {"correct": "bool"})
+
+
+def _finished(folder: Path, key: str) -> bool:
+    record = folder / "probe.json"
+    if not record.exists() or not all((folder / f"{name}.parquet").exists() for name in TABLES):
+        return False
+    return bool(read_json(record).get("key") == key)
+
+
+def _key(
+    learner: Learner, concept_set: ConceptSet, examples: Sequence[Example], config: ProbeConfig, sampled: bool
+) -> str:
+    """A hash of all that the tables depend on; not of batch sizes, nor of where files lie or in which order."""
+    settings: dict[str, Any] = settings_dict(config)
+    settings.pop("batch_size")
+    settings["samples"].pop("batch_size")
+    identity = {name: value for name, value in learner.identity().items() if name != "source"}
+    words = sorted((concept.name, concept.words) for concept in concept_set.concepts)
+    captions = sorted((e.id, e.concept, e.caption, e.split) for e in concept_set.examples)
+    images = sorted((e.id, file_hash(e.path) if e.path.exists() else "") for e in examples)
+    content = [LAYOUT, settings, sampled, identity, words, captions, images]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

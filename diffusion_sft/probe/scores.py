@@ -1,0 +1,72 @@
+"""Prior reconstruction error, information gain and opinion of an example under its own caption, with standard errors.
+
+    err(x, c) = ½∫dα E‖ε − ε̂(z_α, c)‖²            i_s = err(x, ∅) − err(x, c)
+    i_o = ½∫dα E‖ε̂(z_α, ∅) − ε̂(z_α, c)‖²        gap = i_o − i_s
+
+in nats (Kong et al., 2024, arXiv 2310.07972, equations 6 and 8), all from the same forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..learner import Learner, Query, Reading
+from ..numerics.quadrature import estimator_named, standard_error
+from ..records import Draws, Example
+from .config import ProbeConfig
+
+SCORE_COLUMNS = (
+    *("example_id", "concept", "split", "estimator", "num_draws", "num_dims"),
+    *("error_nats", "error_se_nats", "null_error_nats", "null_error_se_nats"),
+    *("gain_nats", "gain_se_nats", "opinion_nats", "opinion_se_nats", "gap_nats"),
+    *("relative_error", "error_per_dim", "null_error_per_dim", "uniform_mse", "uniform_null_mse"),
+)
+
+
+def own_caption(example: Example) -> Query:
+    """The query of an example under the caption it was written with."""
+    return Query(example=example, cues=(example.caption,))
+
+
+def score(learner: Learner, examples: Sequence[Example], config: ProbeConfig) -> pd.DataFrame:
+    """One row per example, in the order given, with `SCORE_COLUMNS`."""
+    draws = Draws(seed=config.seed, count=config.num_draws, estimator=config.estimator)
+    readings = learner.surprise([own_caption(e) for e in examples], draws, batch_size=config.batch_size)
+    rows = [
+        {"example_id": e.id, "concept": e.concept, "split": e.split} | score_of(reading, draws)
+        for e, reading in zip(examples, readings, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+
+
+def score_of(reading: Reading, draws: Draws) -> dict[str, Any]:
+    """The numbers of one reading of ∅ (row 0) and one cue (row 1); opinion is NaN where noise was not common."""
+    estimator = estimator_named(draws.estimator)
+    null_error, error = reading.error_nats
+    gain, gain_se = (null_error - error).mean(), standard_error(null_error - error, estimator)
+    if not estimator.common:
+        gain_se = np.hypot(standard_error(null_error, estimator), standard_error(error, estimator))
+    opinion = (reading.weights * reading.opinion)[1]
+    uniform_null, uniform = reading.uniform_error.mean(axis=1) / reading.num_dims
+    numbers = {
+        "error_nats": error.mean(),
+        "error_se_nats": standard_error(error, estimator),
+        "null_error_nats": null_error.mean(),
+        "null_error_se_nats": standard_error(null_error, estimator),
+        "gain_nats": gain,
+        "gain_se_nats": gain_se,
+        "opinion_nats": opinion.mean(),
+        "opinion_se_nats": standard_error(opinion, estimator),
+        "gap_nats": opinion.mean() - gain,
+        "relative_error": error.mean() / null_error.mean(),
+        "error_per_dim": error.mean() / reading.num_dims,
+        "null_error_per_dim": null_error.mean() / reading.num_dims,
+        "uniform_mse": uniform,
+        "uniform_null_mse": uniform_null,
+    }
+    settings = {"estimator": draws.estimator, "num_draws": draws.count, "num_dims": reading.num_dims}
+    return settings | {name: float(number) for name, number in numbers.items()}

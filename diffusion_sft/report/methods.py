@@ -1,0 +1,81 @@
+"""How it was measured: in sentences from the tables, and every recorded setting as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from .run import Run
+from .wording import DASH, listing, number, plural
+
+
+def method_sentences(run: Run) -> list[str]:
+    """What was scored, asked, drawn and compared, with the numbers of each."""
+    sentences = []
+    if run.scores is not None:
+        estimators = listing([f"`{name}`" for name in run.scores["estimator"].unique()])
+        sentences.append(
+            f"Prior errors and gains: {plural(len(run.scores), 'held-out picture')}, {_span(run.scores['num_draws'])}"
+            f" draws of noise each, estimator {estimators}, {_span(run.scores['num_dims'])} dimensions, no guidance."
+        )
+    if run.answers is not None:
+        sentences.append(
+            f"Answers: {_span(run.answers.groupby('concept').size())} renderings of the question per concept,"
+            f" {_span(run.answers['num_candidates'])} candidates each."
+        )
+    if run.samples is not None and len(run.samples):
+        sentences.append(
+            f"Sampled answers, where no answer was right: {plural(len(run.samples), 'image')} of"
+            f" {plural(run.samples['concept'].nunique(), 'concept')} drawn and read."
+        )
+    if run.accuracy is not None:
+        sentences.append(
+            f"Evaluation: {_span(run.accuracy['num_images'])} images per concept and model, from the same noise for"
+            " every model."
+        )
+    if run.measures is not None:
+        sentences.append(f"Distances: between features of {listing(sorted(run.measures['extractor'].unique()))}.")
+    return sentences
+
+
+def recorded_settings(run: Run) -> dict[str, list[tuple[str, str]]]:
+    """Everything that the run wrote about itself: (dotted key, value) pairs under the heading they are shown with."""
+    plain = {key: value for key, value in run.study.items() if not isinstance(value, dict)}
+    parts: dict[str, Mapping[str, Any]] = {"study": plain}
+    parts |= {key: value for key, value in run.study.items() if isinstance(value, dict)}
+    parts |= {f"fine-tuning: {mix.name}": mix.summary for mix in run.mixes}
+    parts |= {"buckets": run.buckets}
+    return {heading: _flat(content) for heading, content in parts.items() if content}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{name}.")
+        elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+            rows += _flat({str(place): item for place, item in enumerate(value)}, f"{name}.")
+        else:
+            rows.append((name, _plain(value)))
+    return rows
+
+
+def _plain(value: object) -> str:
+    if value is None or value == [] or value == {}:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, 6) if abs(value) >= 1e-3 or value == 0 else f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)
+
+
+def _span(counts: pd.Series) -> str:
+    """One number where all are equal, else the smallest and the largest."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,366 @@
+"""The whole story in the order in which it happens; the only place that names concrete learners.
+
+    concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> report
+
+Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
+run again with a setting changed, only does what is missing.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from .buckets import BucketConfig, bucket, write_buckets
+from .concepts import ConceptsConfig, read_concept_set
+from .errors import UserError
+from .evaluate import (
+    EvaluateConfig,
+    Extractor,
+    Instruments,
+    ReadLabels,
+    build_extractor,
+    distance_table,
+    evaluate,
+    generate_images,
+    nearest_concept_reader,
+    read_generated,
+    readout_reader,
+)
+from .evaluate.cache import fitted_image
+from .files import file_hash, read_json, read_table, write_json, write_table
+from .finetune.config import FinetuneConfig
+from .finetune.evaluations import make_exam
+from .finetune.loop import finetune
+from .finetune.mixes import Mix, MixConfig, compose
+from .learner import Query
+from .learners.diffusion import DiffusionLearner
+from .probe import ProbeConfig, ProbeResult, probe
+from .records import HELDOUT, REFERENCE, TRAIN, ConceptSet, Draws
+from .report.page import write_report
+from .settings import settings_dict, settings_yaml
+from .world.population import WorldConfig
+from .world.readout import Readout
+from .world.write import write_world
+
+STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "report")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study: a base, a concept set, and what is done with them. `base` and `concepts.path` are all it needs."""
+
+    title: str = "What does the base know, and what does teaching it the rest cost?"
+    output_dir: str = "runs/study"
+    base: str = "data/world-base"
+    """A Stable Diffusion pipeline: a folder in the diffusers layout, or a Hub id."""
+    revision: str | None = None
+    variant: str | None = None
+    """Of the weight files, for example fp16."""
+    resolution: int | None = None
+    """Pixels of a side; unset means the base's own."""
+    device: str = "auto"
+    """auto takes CUDA where there is any; else as torch names devices."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the networks outside training; auto is bfloat16 on a GPU and float32 on a CPU."""
+    concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
+    """The concept set; without a path the embedded world of `world` is written into the output folder."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    readout: str | None = None
+    """A classifier of the concepts' attributes, which then judges pictures; unset means the nearest concept among
+    real pictures, by the extractor's features."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    mixes: list[MixConfig] = field(default_factory=list)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        names = [mix.name for mix in self.mixes]
+        if "base" in names or len(set(names)) < len(names):
+            raise ValueError(f"mixes need names that differ from each other and from 'base', not {names}")
+
+
+class Study:
+    """One study in progress: settings, folder, and what the finished stages left."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.device = pick_device(config.device)
+        self.seconds: dict[str, float] = {}
+        self.concept_set = self._read_concepts()
+        self._base: DiffusionLearner | None = None
+
+    def run(self, until: str = "report") -> Path | None:
+        """Run every stage up to `until`; returns the report's path when there is one."""
+        self._announce(until)
+        stages: dict[str, Callable[[], Any]] = {
+            "concepts": lambda: None,
+            "probe": self.probe,
+            "bucket": self.bucket,
+            "finetune": self.finetune_all,
+            "generate": self.generate_all,
+            "evaluate": self.evaluate,
+            "report": self.report,
+        }
+        outcome = None
+        for name in STAGES[: STAGES.index(until) + 1]:
+            with self._timed(name):
+                outcome = stages[name]()
+        return outcome if until == "report" else None
+
+    def probe(self) -> ProbeResult:
+        """What does the base know? Prior errors and gains, greedy and sampled answers."""
+        return probe(
+            self.base(), self.concept_set, self.config.probe, self.folder / "probe", read_labels=self.read_labels()
+        )
+
+    def bucket(self) -> pd.DataFrame:
+        """Which concepts are known, by four rules side by side."""
+        folder = self.folder / "probe"
+        scores, answers, samples = (read_table(folder / f"{name}.parquet") for name in ("scores", "answers", "samples"))
+        result = bucket(scores, answers, samples, self.concept_set.table(), self.config.buckets)
+        write_buckets(result, self.folder / "buckets")
+        return result.concepts
+
+    def finetune_all(self) -> None:
+        """Teach the base each mix, always starting from the base."""
+        for mix_config in self.config.mixes:
+            mix, exam = self.compose(mix_config)
+            learner = self._load(dtype=torch.float32)
+            finetune(learner, mix, exam, self.config.finetune, self.folder / "finetune" / mix.name)
+
+    def compose(self, mix_config: MixConfig) -> tuple[Mix, Any]:
+        """A mix's examples and the questions asked while it is trained on."""
+        labels = read_table(self.folder / "buckets" / "concepts.parquet")
+        mix = compose(mix_config, labels, self.concept_set, self.config.finetune.seed)
+        exam = make_exam(mix, labels, self.concept_set, self.config.finetune, self.config.probe.answers)
+        return mix, exam
+
+    def generate_all(self) -> None:
+        """Draw every concept with the base and with each fine-tuned model, from the same noise."""
+        names = [concept.name for concept in self.concept_set.concepts]
+        for model in self.models():
+            learner = self.base() if model == "base" else self._tuned(model)
+            generate_images(learner, self.concept_set, names, self.config.evaluate, self.folder / "evaluate" / model)
+
+    def evaluate(self) -> None:
+        """FID per bucket and what it misses, before and after."""
+        found = evaluate(
+            {model: read_generated(self.folder / "evaluate" / model) for model in self.models()},
+            self.concept_set,
+            read_table(self.folder / "buckets" / "concepts.parquet"),
+            Instruments(extractor=self.extractor(), read_labels=self.read_labels()),
+            self.config.evaluate,
+            self.folder / "evaluate",
+        )
+        print(distance_table(found.measures))
+
+    def report(self) -> Path:
+        """One page that shows it all."""
+        self._record()
+        return write_report(self.folder, self.concept_set, self.config.title)
+
+    def models(self) -> list[str]:
+        """The base and the mixes, in the order in which they appear everywhere."""
+        return ["base", *(mix.name for mix in self.config.mixes)]
+
+    def base(self) -> DiffusionLearner:
+        """The untouched base, loaded once."""
+        if self._base is None:
+            self._base = self._load(dtype=self._dtype())
+        return self._base
+
+    def extractor(self) -> Extractor:
+        """What looks at pictures for FID."""
+        return build_extractor(self.config.evaluate, self.device)
+
+    def read_labels(self) -> ReadLabels:
+        """What says which concept a generated picture shows."""
+        if self.config.readout is not None:
+            readout = Readout.load(Path(self.config.readout), self.device)
+            return readout_reader(readout, self.concept_set.concepts)
+        size = (self.base().resolution, self.base().resolution)
+        images: dict[str, list[Any]] = {concept.name: [] for concept in self.concept_set.concepts}
+        for example in self.concept_set.split(TRAIN, HELDOUT, REFERENCE):
+            images[example.concept].append(fitted_image(example.path, size))
+        return nearest_concept_reader(self.extractor(), images)
+
+    def _read_concepts(self) -> ConceptSet:
+        config = self.config.concepts
+        if not config.path:
+            folder = self.folder / "concepts"
+            _write_world_once(folder, self.config.world)
+            config = ConceptsConfig(path=str(folder))
+        result = read_concept_set(config)
+        for note in result.notes:
+            print(f"note: {note}")
+        if result.problems:
+            write_table(self.folder / "skipped.parquet", result.problems_table())
+            print(f"note: {len(result.problems)} bad rows skipped, listed in {self.folder / 'skipped.csv'}")
+        return result.concept_set
+
+    def _load(self, *, dtype: torch.dtype, lora: Path | None = None, path: str | None = None) -> DiffusionLearner:
+        return DiffusionLearner.load(
+            path or self.config.base,
+            revision=self.config.revision if path is None else None,
+            variant=self.config.variant if path is None else None,
+            device=self.device,
+            dtype=dtype,
+            lora=lora,
+            resolution=self.config.resolution,
+        )
+
+    def _tuned(self, model: str) -> DiffusionLearner:
+        folder = self.folder / "finetune" / model
+        if (folder / LORA_FILE).exists():
+            return self._load(dtype=self._dtype(), lora=folder / LORA_FILE)
+        return self._load(dtype=self._dtype(), path=str(folder / "pipeline"))
+
+    def _dtype(self) -> torch.dtype:
+        if self.config.dtype == "auto":
+            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
+
+    def _announce(self, until: str) -> None:
+        config, base = self.config, self.base()
+        print(f"{config.title}\n{len(self.concept_set.concepts)} concepts, base {config.base}, on {self.device}")
+        wanted = STAGES[: STAGES.index(until) + 1]
+        counts = {stage: n for stage, n in network_evaluations(config, self.concept_set).items() if stage in wanted}
+        if counts:
+            rate = evaluations_per_second(base, self.concept_set, config.probe.batch_size)
+            parts = ", ".join(f"{stage} {_minutes(count / rate)}" for stage, count in counts.items())
+            print(
+                f"{sum(counts.values()):,} network evaluations at {rate:,.0f} a second: about "
+                f"{_minutes(sum(counts.values()) / rate)} at most ({parts}); what is finished already is kept"
+            )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - started, 1)
+        self._record()
+
+    def _record(self) -> None:
+        path = self.folder / "study.json"
+        earlier = read_json(path).get("seconds", {}) if path.exists() else {}
+        # A stage that only found its work done took no time worth telling; keep what the work itself took.
+        seconds = earlier | {s: t for s, t in self.seconds.items() if t > earlier.get(s, 0.0)}
+        write_json(
+            path,
+            {
+                "title": self.config.title,
+                "base": self.base().identity(),
+                "settings": settings_dict(self.config),
+                "seconds": seconds,
+                "versions": versions(),
+                "hardware": hardware(self.device),
+            },
+        )
+        (self.folder / "config.yaml").write_text(settings_yaml(self.config), encoding="utf-8")
+
+
+def run_study(config: StudyConfig, until: str = "report") -> Path | None:
+    """Run a study up to a stage; returns the report's path when that is the last stage."""
+    return Study(config).run(until)
+
+
+def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:
+    """How many times the network is evaluated in each stage, at most; a training example counts as three."""
+    probe_config, tuning, drawing = config.probe, config.finetune, config.evaluate
+    num_concepts, num_models = len(concept_set.concepts), 1 + len(config.mixes)
+    per_concept = probe_config.max_examples_per_concept
+    heldout = pd.Series([example.concept for example in concept_set.split(HELDOUT)]).value_counts()
+    num_scored = int(heldout.clip(upper=per_concept).sum())
+    answers, samples = probe_config.answers, probe_config.samples
+    questions = num_concepts * answers.num_renderings * answers.num_candidates * answers.num_draws
+    guided = 2 if samples.guidance_scale > 1 else 1
+    drawn = num_concepts * samples.num_samples * samples.num_inference_steps * guided
+    per_update = tuning.train_batch_size * tuning.gradient_accumulation_steps * 3
+    exams = tuning.max_train_steps // tuning.validation_steps + 1 if tuning.validation_steps else 0
+    asked = 0
+    for mix in config.mixes:
+        concepts = mix.num_concepts or num_concepts
+        asked += (2 * concepts * (tuning.validation_examples_per_concept or 8) + 32) * exams
+    guided = 2 if drawing.guidance_scale > 1 else 1
+    pictures = num_models * num_concepts * drawing.num_images_per_concept
+    return {
+        "probe": num_scored * 2 * probe_config.num_draws + questions + drawn // 2,
+        "finetune": len(config.mixes) * tuning.max_train_steps * per_update
+        + asked * answers.num_candidates * tuning.validation_draws,
+        "generate": pictures * drawing.num_inference_steps * guided,
+    }
+
+
+def evaluations_per_second(learner: DiffusionLearner, concept_set: ConceptSet, batch_size: int) -> float:
+    """The network's measured speed at this batch size, after a first batch that is not counted."""
+    query = Query(example=concept_set.split(HELDOUT)[0], cues=(concept_set.split(HELDOUT)[0].caption,))
+    draws = Draws(seed=0, count=2 * max(1, batch_size // 4))
+    learner.surprise([query], draws, batch_size=batch_size)
+    started = time.monotonic()
+    repeats = 4
+    for _ in range(repeats):
+        learner.surprise([query], draws, batch_size=batch_size)
+    return repeats * 2 * draws.count / (time.monotonic() - started)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    names = (
+        "diffusion_sft",
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "peft",
+        "clean-fid",
+        "scipy",
+        "numpy",
+    )
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """The machine in words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": f"{device.type}: {name}", "threads": torch.get_num_threads(), "platform": platform.platform()}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` or a torch device name; UserError when this machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _write_world_once(folder: Path, config: WorldConfig) -> None:
+    """Write the embedded world unless the folder holds it already with the same settings."""
+    stamp = folder.with_name(f"{folder.name}.json")
+    wanted = {"world": settings_dict(config)}
+    metadata = folder / "metadata.jsonl"
+    if stamp.exists() and metadata.exists() and read_json(stamp) == wanted | {"sha256": file_hash(metadata)}:
+        return
+    write_world(folder, config)
+    write_json(stamp, wanted | {"sha256": file_hash(metadata)})
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,140 @@
+"""The house's rules, held over the syntax trees of the package: floors, no circles, one reader of argv."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffusion_sft"
+FLOORS = {
+    0: ("errors",),
+    1: ("records", "files", "settings", "numerics"),
+    2: ("learner", "answers", "concepts", "world", "buckets"),
+    3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report"),
+    4: ("study",),
+    5: ("commands", "cli"),
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+TOGETHER = {"learner": {"answers"}, "answers": {"learner"}}
+"""Rooms of one floor that may use each other: questions are put to a learner."""
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> set[tuple[str, ...]]:
+    """The package's own modules that a file imports, as parts below the package, type-only imports included."""
+    found: set[tuple[str, ...]] = set()
+    here = file.relative_to(PACKAGE).parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = here[: len(here) - node.level]
+        elif node.module and node.module.split(".")[0] == "diffusion_sft":
+            base, node.module = (), ".".join(node.module.split(".")[1:])
+        else:
+            continue
+        if node.module:
+            found.add((*base, *node.module.split(".")))
+        else:
+            found |= {(*base, alias.name) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_imports_go_down_only(file: Path) -> None:
+    parts = file.relative_to(PACKAGE).parts
+    room = room_of(parts)
+    if room == "__init__":
+        return
+    for target in imports(file):
+        other = room_of(target)
+        if other == room:
+            continue
+        below = FLOOR[other] < FLOOR[room]
+        same_house = FLOOR[room] == 5 and FLOOR[other] == 5
+        assert below or same_house or other in TOGETHER.get(room, ()), f"{file}: {room} must not import {other}"
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(file.relative_to(PACKAGE).parts) for file in MODULES} - {"__init__"}
+    assert rooms == set(FLOOR)
+
+
+def test_no_circles() -> None:
+    graph = {file.relative_to(PACKAGE).with_suffix("").parts: imports(file) for file in MODULES}
+    done: set[tuple[str, ...]] = set()
+
+    def visit(module: tuple[str, ...], path: tuple[tuple[str, ...], ...]) -> None:
+        assert module not in path, " -> ".join("/".join(step) for step in (*path, module))
+        if module in done or module not in graph:
+            return
+        for other in graph[module]:
+            visit(other, (*path, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def top_level_imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_numerics_know_only_mathematics() -> None:
+    standard = {"__future__", "collections", "dataclasses", "math", "typing", "functools", "itertools", "hashlib"}
+    for file in (PACKAGE / "numerics").glob("*.py"):
+        assert top_level_imports(file) <= standard | {"torch", "numpy", "scipy", "sklearn"}, file
+
+
+def test_records_and_buckets_need_no_torch() -> None:
+    for file in (PACKAGE / "records.py", *(PACKAGE / "buckets").glob("*.py")):
+        assert "torch" not in top_level_imports(file), file
+
+
+def test_only_the_command_line_reads_arguments() -> None:
+    for file in MODULES:
+        text = file.read_text(encoding="utf-8")
+        if file.name != "cli.py":
+            assert "argparse" not in text, file
+            assert "sys.argv" not in text, file
+
+
+def test_nothing_is_unpickled() -> None:
+    for file in MODULES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert "pickle" not in top_level_imports(file), file
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                weights_only = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only")
+                assert weights_only == "True", f"{file}:{node.lineno}"
+
+
+def test_files_and_functions_stay_short() -> None:
+    for file in MODULES:
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 320, f"{file}: {text.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 70, f"{file}: {node.name} has {length} lines"
+
+
+def test_every_configuration_loads() -> None:
+    from diffusion_sft.commands import SCHEMAS
+    from diffusion_sft.settings import load_settings
+    from diffusion_sft.study import StudyConfig
+
+    for file in sorted((PACKAGE.parent / "configs").glob("*.yaml")):
+        load_settings({"finetune": SCHEMAS["finetune"], "pretrain": SCHEMAS["pretrain"]}.get(file.stem, StudyConfig), file)

@@ -1,0 +1,331 @@
+"""Extractors: the resize, the three kinds, their labels, their refusals, and the cache."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from diffusion_sft.errors import UserError
+from diffusion_sft.evaluate import features as features_module
+from diffusion_sft.evaluate.cache import FeatureCache, fitted_image
+from diffusion_sft.evaluate.config import EvaluateConfig
+from diffusion_sft.evaluate.features import (
+    INCEPTION_FILE,
+    Extractor,
+    build_extractor,
+    clean_resize,
+    inception_extractor,
+    torchvision_extractor,
+)
+from diffusion_sft.files import file_hash
+from diffusion_sft.world.readout import Readout, ReadoutNetwork
+
+CPU = torch.device("cpu")
+
+
+def pictures(count: int, height: int = 20, width: int = 24, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return list(generator.integers(0, 256, size=(count, height, width, 3), dtype=np.uint8))
+
+
+class StandInLayers(nn.Module):
+    """2048 numbers from a 299x299 picture, in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.project = nn.Parameter(torch.randn(3 * 8 * 8, 2048, generator=generator))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, (8, 8)).flatten(1) @ self.project
+
+
+class StandInInception(nn.Module):
+    """The interface of clean-fid's TorchScript Inception: `.layers(x)`, `forward(x, return_features)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = StandInLayers()
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name holds '.zip', with a stand-in for the weight file."""
+    folder = tmp_path_factory.mktemp("weights") / "inception.zip.d"
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        torch.jit.script(StandInInception()).save(str(folder / INCEPTION_FILE))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(512, 512, 299), (64, 64, 299), (301, 77, 299), (400, 250, 64)]
+)
+def test_the_resize_is_clean_fids(height: int, width: int, size: int) -> None:
+    from cleanfid.resize import make_resizer
+
+    y, x = np.mgrid[:height, :width]
+    fine = 127.5 * (1 + np.sin(0.9 * x + 0.4 * y) * np.cos(1.3 * y)) + 40 * ((x + y) % 2)
+    image = np.stack([fine, 255 - fine, np.roll(fine, 3, axis=0)], axis=-1).clip(0, 255).astype(np.uint8)
+    theirs = make_resizer("PIL", False, "bicubic", (size, size))(image)
+    ours = clean_resize(image[None], size, CPU)[0].permute(1, 2, 0).numpy()
+    assert np.abs(ours - theirs).max() < 0.01
+
+
+def test_inception_is_clean_fids_network_behind_clean_fids_resize(inception_weights: Path) -> None:
+    from cleanfid.fid import get_files_features
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    images = pictures(3)
+    ours = inception_extractor(str(inception_weights), CPU)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        files = [f"{folder}/{number}.png" for number in range(3)]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(image).save(file)
+        network = InceptionV3W(str(inception_weights), download=False)
+        theirs = get_files_features(files, network, num_workers=0, device=CPU, verbose=False)
+    assert ours(images).shape == (3, 2048)
+    np.testing.assert_allclose(ours(images), theirs, atol=2e-3 * np.abs(theirs).max())
+    digest = file_hash(inception_weights / INCEPTION_FILE)
+    assert ours.label == f"inception-2015-12-05, clean bicubic 299, weights {digest[:12]}"
+
+
+def test_features_do_not_depend_on_batches_or_neighbours_sizes(inception_weights: Path) -> None:
+    extractor = inception_extractor(str(inception_weights / INCEPTION_FILE), CPU)
+    images = [*pictures(2), *pictures(2, 30, 16, seed=1), *pictures(1, seed=2)]
+    single = np.concatenate([extractor([image]) for image in images])
+    np.testing.assert_allclose(extractor(images), single, rtol=1e-4, atol=1e-4)
+
+
+def test_loading_leaves_the_warning_filters_and_prints_nothing(
+    inception_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(warnings.filters)
+    inception_extractor(str(inception_weights), CPU)(pictures(1))
+    assert list(warnings.filters) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_missing_weights_name_the_file_and_the_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"nowhere: no such weights; put inception-2015-12-05.pt into .*torchvision"):
+        inception_extractor(str(tmp_path / "nowhere"), CPU)
+    other = tmp_path / "weights.pt"
+    other.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"must be called inception-2015-12-05\.pt"):
+        inception_extractor(str(other), CPU)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def offline(folder: str) -> str:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(features_module, "check_download_inception", offline)
+    with pytest.raises(
+        UserError, match=r"cannot be fetched .*Name or service not known.*give its place as"
+    ) as caught:
+        build_extractor(EvaluateConfig(extractor="inception"), CPU)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "hub").rglob("*.pt"))
+
+
+def test_download_is_whole_or_not_at_all(
+    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    content = (inception_weights / INCEPTION_FILE).read_bytes()
+
+    def fetch(cut: int) -> Callable[[str], str]:
+        def check_download_inception(folder: str) -> str:
+            file = Path(folder) / INCEPTION_FILE
+            file.write_bytes(content[: len(content) - cut])
+            return str(file)
+
+        return check_download_inception
+
+    monkeypatch.setattr(features_module, "check_download_inception", fetch(100))
+    with pytest.raises(UserError, match="cut short"):
+        inception_extractor(None, CPU)
+    assert not (tmp_path / "checkpoints" / INCEPTION_FILE).exists()
+    monkeypatch.setattr(features_module, "check_download_inception", fetch(0))
+    assert inception_extractor(None, CPU)(pictures(1)).shape == (1, 2048)
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / INCEPTION_FILE).write_bytes(b"not an archive")
+    with pytest.raises(UserError, match=r"inception-2015-12-05.pt: not the Inception of clean-fid"):
+        inception_extractor(str(tmp_path), CPU)
+
+
+@pytest.fixture(scope="module")
+def small_network(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A small torchvision classifier of 7 classes, saved both ways."""
+    folder = tmp_path_factory.mktemp("torchvision")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=7).eval()
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    torch.save(network.state_dict(), folder / "weights.pth")
+    return network, folder
+
+
+def test_torchvision_features_are_what_goes_into_the_last_layer(small_network: tuple[nn.Module, Path]) -> None:
+    network, folder = small_network
+    images = pictures(2, 40, 40)
+    extractor = torchvision_extractor("shufflenet_v2_x0_5", folder / "weights.safetensors", CPU)
+    found = extractor(images)
+    mean, deviation = (
+        torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    with torch.inference_mode():
+        logits = network((clean_resize(np.stack(images), 224, CPU) / 255 - mean) / deviation)
+        np.testing.assert_allclose(network.fc(torch.from_numpy(found)).numpy(), logits.numpy(), rtol=1e-4, atol=1e-5)
+    config = EvaluateConfig(
+        extractor="torchvision", torchvision_model="shufflenet_v2_x0_5", weights=str(folder / "weights.pth")
+    )
+    np.testing.assert_array_equal(build_extractor(config, CPU)(images), found)
+    assert extractor.label.startswith("shufflenet_v2_x0_5, clean bicubic 224, weights ")
+
+
+def test_torchvision_refusals(small_network: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    _, folder = small_network
+    weights = folder / "weights.safetensors"
+    with pytest.raises(UserError, match="no classifier 'resnet51'"):
+        torchvision_extractor("resnet51", weights, CPU)
+    with pytest.raises(UserError, match="squeezenet1_0 has no linear layer"):
+        torchvision_extractor("squeezenet1_0", weights, CPU)
+    with pytest.raises(UserError, match="does not fit shufflenet_v2_x1_0"):
+        torchvision_extractor("shufflenet_v2_x1_0", weights, CPU)
+    with pytest.raises(UserError, match="no such weights"):
+        torchvision_extractor("shufflenet_v2_x0_5", tmp_path / "none.pth", CPU)
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"broken")
+        with pytest.raises(UserError, match=f"{name}: not readable weights"):
+            torchvision_extractor("shufflenet_v2_x0_5", tmp_path / name, CPU)
+    with pytest.raises(UserError, match=r"needs a \.safetensors or \.pth state dict"):
+        build_extractor(EvaluateConfig(extractor="torchvision", torchvision_model="resnet18"), CPU)
+    with pytest.raises(UserError, match="needs a readout's folder"):
+        build_extractor(EvaluateConfig(), CPU)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="torchvision_model names the model"):
+        EvaluateConfig(extractor="torchvision")
+    with pytest.raises(ValueError, match="num_groups must be at least 2"):
+        EvaluateConfig(num_groups=1)
+    with pytest.raises(ValueError, match="num_images_per_concept must be at least 1"):
+        EvaluateConfig(num_images_per_concept=0)
+    with pytest.raises(ValueError, match="pca_directions must be at least 1"):
+        EvaluateConfig(pca_directions=0)
+
+
+def test_readout_features(tmp_path: Path) -> None:
+    heads = {"shape": ["circle", "square"], "colour": ["red", "blue"]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        readout = Readout(ReadoutNetwork(heads, num_features=16, width=8), heads, 64, "")
+    readout.save(tmp_path, num_features=16, width=8)
+    extractor = build_extractor(EvaluateConfig(weights=str(tmp_path)), CPU)
+    images = [*pictures(2, 64, 64), *pictures(1, 50, 40)]
+    loaded = Readout.load(tmp_path)
+    expected = np.concatenate([loaded(np.stack(images[:2])).features, loaded(images[2][None]).features])
+    np.testing.assert_allclose(extractor(images), expected, rtol=1e-5, atol=1e-6)
+    assert extractor.label == f"readout, bicubic 64, weights {loaded.sha256[:12]}"
+
+
+def mean_colour(images: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack([image.mean(axis=(0, 1)) for image in images])
+
+
+def colour_extractor(calls: list[int], **changes: str) -> Extractor:
+    """Mean colours; every call is noted with its number of images."""
+
+    def function(images: Sequence[np.ndarray]) -> np.ndarray:
+        calls.append(len(images))
+        return mean_colour(images)
+
+    named = {"name": "mean colour", "resize": "none", "weights_sha256": "0" * 64} | changes
+    return Extractor(function=function, **named)
+
+
+def test_an_extractor_must_return_finite_rows() -> None:
+    named = {"name": "odd", "resize": "none", "weights_sha256": ""}
+    with pytest.raises(UserError, match=r"extractor odd: expected \(2, d\) features, got shape \(2, 3, 1\)"):
+        Extractor(function=lambda images: np.zeros((len(images), 3, 1)), **named)(pictures(2))
+    with pytest.raises(UserError, match="not finite"):
+        Extractor(function=lambda images: np.full((len(images), 3), np.nan), **named)(pictures(2))
+
+
+def test_cache_extracts_each_content_once_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for number, picture in enumerate(pictures(7, 16, 16)):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture).save(paths[-1])
+    calls: list[int] = []
+    monkeypatch.setattr("diffusion_sft.evaluate.cache.ROWS_PER_FILE", 3)
+    cache = FeatureCache(tmp_path / "cache", colour_extractor(calls), (16, 16), batch_size=2)
+    expected = mean_colour([fitted_image(path, (16, 16)) for path in paths])
+    np.testing.assert_allclose(cache.features(paths[:5]), expected[:5], rtol=1e-6)
+    assert calls == [2, 1, 2]
+    calls.clear()
+    again = FeatureCache(tmp_path / "cache", colour_extractor(calls), (16, 16), batch_size=2)
+    np.testing.assert_allclose(again.features(paths[::-1]), expected[::-1], rtol=1e-6)
+    assert calls == [2]
+    # Same bytes under another name are the same row; other bytes under the same name are not.
+    calls.clear()
+    paths[0].write_bytes(paths[6].read_bytes())
+    np.testing.assert_allclose(again.features([paths[0]]), expected[6:], rtol=1e-6)
+    assert calls == []
+    assert again.features([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"resize": "clean"}, {"weights_sha256": "1" * 64}])
+def test_cache_never_mixes_extractors(tmp_path: Path, change: dict[str, str]) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pictures(1)[0]).save(path)
+    calls: list[int] = []
+    FeatureCache(tmp_path / "cache", colour_extractor(calls), (16, 16), 4).features([path])
+    FeatureCache(tmp_path / "cache", colour_extractor(calls, **change), (16, 16), 4).features([path])
+    FeatureCache(tmp_path / "cache", colour_extractor(calls), (8, 16), 4).features([path])
+    assert len(calls) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_cache_names_damage_and_bad_images(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pictures(1)[0]).save(path)
+    cache = FeatureCache(tmp_path / "cache", colour_extractor([]), (16, 16), 4)
+    cache.features([path])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"broken.png"):
+        cache.features([broken])
+    shard = next((tmp_path / "cache").rglob("*.safetensors"))
+    shard.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"damaged feature cache .*; delete this file"):
+        FeatureCache(tmp_path / "cache", colour_extractor([]), (16, 16), 4)
+
+
+def test_images_are_fitted_by_centre_crop(tmp_path: Path) -> None:
+    wide = np.zeros((10, 30, 3), dtype=np.uint8)
+    wide[:, 10:20] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (fitted_image(tmp_path / "wide.png", (10, 10)) == 200).all()
+    np.testing.assert_array_equal(fitted_image(tmp_path / "wide.png", (10, 30)), wide)
