@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
 def _schema(verb: str) -> type:
     # Imported here, so that `--help` answers at once.
     if verb in STUDY_VERBS:
-        from .study import StudyConfig
+        from .plan import StudyConfig
 
         return StudyConfig
     from . import commands

@@ -14,15 +14,16 @@ from PIL import Image
 from .concepts import read_concept_set
 from .errors import UserError
 from .files import read_table, replaced
+from .finetune.acceleration import process_device
 from .finetune.command import FinetuneCommandConfig
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
 from .finetune.mixes import compose
 from .learner import Cue
 from .learners.diffusion import DiffusionLearner
+from .machine import hardware, pick_device, versions
 from .pretrain.run import PretrainConfig, pretrain
 from .records import identity_seed
-from .study import hardware, pick_device, versions
 from .world.population import WorldConfig
 from .world.write import write_world
 
@@ -97,7 +98,7 @@ def run_finetune(config: FinetuneCommandConfig) -> int:
         config.pretrained_model_name_or_path,
         revision=config.revision,
         variant=config.variant,
-        device=_process_device(),
+        device=process_device(),
         resolution=config.resolution,
     )
     folder = Path(config.output_dir)
@@ -150,13 +151,6 @@ def run_doctor(config: DoctorConfig) -> int:
     image = learner.generate([cue], num_inference_steps=2, guidance_scale=1.0, batch_size=1)[0]
     print(f"{'base':14} {config.pretrained_model_name_or_path}: loads and draws {image.shape[1]}x{image.shape[0]}")
     return 0
-
-
-def _process_device() -> torch.device:
-    """The device that accelerate gives to this process, also under `accelerate launch`."""
-    from accelerate import PartialState
-
-    return torch.device(PartialState().device)
 
 
 SCHEMAS: dict[str, type] = {

@@ -8,23 +8,18 @@ run again with a setting changed, only does what is missing.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 
-from .buckets import BucketConfig, bucket, write_buckets
+from .buckets import bucket, write_buckets
 from .concepts import ConceptsConfig, read_concept_set
-from .errors import UserError
 from .evaluate import (
-    EvaluateConfig,
     Extractor,
     Instruments,
     ReadLabels,
@@ -38,14 +33,14 @@ from .evaluate import (
 )
 from .evaluate.cache import fitted_image
 from .files import file_hash, read_json, read_table, write_json, write_table
-from .finetune.config import FinetuneConfig
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
 from .finetune.mixes import Mix, MixConfig, compose
-from .learner import Query
 from .learners.diffusion import DiffusionLearner
-from .probe import ProbeConfig, ProbeResult, probe
-from .records import HELDOUT, REFERENCE, TRAIN, ConceptSet, Draws
+from .machine import evaluations_per_second, hardware, pick_device, versions
+from .plan import StudyConfig, network_evaluations
+from .probe import ProbeResult, probe
+from .records import HELDOUT, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
 from .settings import settings_dict, settings_yaml
 from .world.population import WorldConfig
@@ -54,41 +49,6 @@ from .world.write import write_world
 
 STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "report")
 LORA_FILE = "pytorch_lora_weights.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """A study: a base, a concept set, and what is done with them. `base` and `concepts.path` are all it needs."""
-
-    title: str = "What does the base know, and what does teaching it the rest cost?"
-    output_dir: str = "runs/study"
-    base: str = "data/world-base"
-    """A Stable Diffusion pipeline: a folder in the diffusers layout, or a Hub id."""
-    revision: str | None = None
-    variant: str | None = None
-    """Of the weight files, for example fp16."""
-    resolution: int | None = None
-    """Pixels of a side; unset means the base's own."""
-    device: str = "auto"
-    """auto takes CUDA where there is any; else as torch names devices."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the networks outside training; auto is bfloat16 on a GPU and float32 on a CPU."""
-    concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
-    """The concept set; without a path the embedded world of `world` is written into the output folder."""
-    world: WorldConfig = field(default_factory=WorldConfig)
-    readout: str | None = None
-    """A classifier of the concepts' attributes, which then judges pictures; unset means the nearest concept among
-    real pictures, by the extractor's features."""
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    buckets: BucketConfig = field(default_factory=BucketConfig)
-    mixes: list[MixConfig] = field(default_factory=list)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    def __post_init__(self) -> None:
-        names = [mix.name for mix in self.mixes]
-        if "base" in names or len(set(names)) < len(names):
-            raise ValueError(f"mixes need names that differ from each other and from 'base', not {names}")
 
 
 class Study:
@@ -129,7 +89,9 @@ class Study:
     def bucket(self) -> pd.DataFrame:
         """Which concepts are known, by four rules side by side."""
         folder = self.folder / "probe"
-        scores, answers, samples = (read_table(folder / f"{name}.parquet") for name in ("scores", "answers", "samples"))
+        scores, answers, samples = (
+            read_table(folder / f"{name}.parquet") for name in ("scores", "answers", "samples")
+        )
         result = bucket(scores, answers, samples, self.concept_set.table(), self.config.buckets)
         write_buckets(result, self.folder / "buckets")
         return result.concepts
@@ -240,7 +202,7 @@ class Study:
         wanted = STAGES[: STAGES.index(until) + 1]
         counts = {stage: n for stage, n in network_evaluations(config, self.concept_set).items() if stage in wanted}
         if counts:
-            rate = evaluations_per_second(base, self.concept_set, config.probe.batch_size)
+            rate = evaluations_per_second(base, self.concept_set.split(HELDOUT)[0], config.probe.batch_size)
             parts = ", ".join(f"{stage} {_minutes(count / rate)}" for stage, count in counts.items())
             print(
                 f"{sum(counts.values()):,} network evaluations at {rate:,.0f} a second: about "
@@ -276,79 +238,6 @@ class Study:
 def run_study(config: StudyConfig, until: str = "report") -> Path | None:
     """Run a study up to a stage; returns the report's path when that is the last stage."""
     return Study(config).run(until)
-
-
-def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:
-    """How many times the network is evaluated in each stage, at most; a training example counts as three."""
-    probe_config, tuning, drawing = config.probe, config.finetune, config.evaluate
-    num_concepts, num_models = len(concept_set.concepts), 1 + len(config.mixes)
-    per_concept = probe_config.max_examples_per_concept
-    heldout = pd.Series([example.concept for example in concept_set.split(HELDOUT)]).value_counts()
-    num_scored = int(heldout.clip(upper=per_concept).sum())
-    answers, samples = probe_config.answers, probe_config.samples
-    questions = num_concepts * answers.num_renderings * answers.num_candidates * answers.num_draws
-    guided = 2 if samples.guidance_scale > 1 else 1
-    drawn = num_concepts * samples.num_samples * samples.num_inference_steps * guided
-    per_update = tuning.train_batch_size * tuning.gradient_accumulation_steps * 3
-    exams = tuning.max_train_steps // tuning.validation_steps + 1 if tuning.validation_steps else 0
-    asked = 0
-    for mix in config.mixes:
-        concepts = mix.num_concepts or num_concepts
-        asked += (2 * concepts * (tuning.validation_examples_per_concept or 8) + 32) * exams
-    guided = 2 if drawing.guidance_scale > 1 else 1
-    pictures = num_models * num_concepts * drawing.num_images_per_concept
-    return {
-        "probe": num_scored * 2 * probe_config.num_draws + questions + drawn // 2,
-        "finetune": len(config.mixes) * tuning.max_train_steps * per_update
-        + asked * answers.num_candidates * tuning.validation_draws,
-        "generate": pictures * drawing.num_inference_steps * guided,
-    }
-
-
-def evaluations_per_second(learner: DiffusionLearner, concept_set: ConceptSet, batch_size: int) -> float:
-    """The network's measured speed at this batch size, after a first batch that is not counted."""
-    query = Query(example=concept_set.split(HELDOUT)[0], cues=(concept_set.split(HELDOUT)[0].caption,))
-    draws = Draws(seed=0, count=2 * max(1, batch_size // 4))
-    learner.surprise([query], draws, batch_size=batch_size)
-    started = time.monotonic()
-    repeats = 4
-    for _ in range(repeats):
-        learner.surprise([query], draws, batch_size=batch_size)
-    return repeats * 2 * draws.count / (time.monotonic() - started)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    names = (
-        "diffusion_sft",
-        "torch",
-        "diffusers",
-        "transformers",
-        "accelerate",
-        "peft",
-        "clean-fid",
-        "scipy",
-        "numpy",
-    )
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def hardware(device: torch.device) -> dict[str, str | int]:
-    """The machine in words."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": f"{device.type}: {name}", "threads": torch.get_num_threads(), "platform": platform.platform()}
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` or a torch device name; UserError when this machine has no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _write_world_once(folder: Path, config: WorldConfig) -> None:

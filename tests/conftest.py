@@ -25,7 +25,29 @@ TINY = ArchitectureConfig(
     num_merges=48,
     norm_num_groups=4,
 )
-WORDS = "a photo of an image picture the red green blue circle square star blorp wug dax fep zorp mip toma kiru".split()
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "an",
+    "image",
+    "picture",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "blorp",
+    "wug",
+    "dax",
+    "fep",
+    "zorp",
+    "mip",
+    "toma",
+    "kiru",
+]
 
 
 @pytest.fixture(autouse=True)

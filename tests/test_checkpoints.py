@@ -319,14 +319,16 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate import PartialState
+from diffusion_sft.finetune.acceleration import process_device
 sys.path.insert(0, sys.argv[1])
 from test_checkpoints import FULL, TABLE, AnswerConfig, ConceptsConfig, MixConfig, DiffusionLearner
 from test_checkpoints import compose, finetune, make_exam, read_concept_set
-state = PartialState(cpu=True)
+device = process_device()
+state = PartialState()
 config = replace(FULL, max_train_steps=6, checkpointing_steps=3, gradient_accumulation_steps=2 // state.num_processes)
 concept_set = read_concept_set(ConceptsConfig(path=sys.argv[3])).concept_set
 mix = compose(MixConfig(name="half", num_concepts=2, unknown_share=0.5), TABLE, concept_set, 0)
-learner = DiffusionLearner.load(sys.argv[2])
+learner = DiffusionLearner.load(sys.argv[2], device=device)
 exam = make_exam(mix, TABLE, concept_set, config, AnswerConfig(num_candidates=4, num_invented=1))
 finetune(learner, mix, exam, config, Path(sys.argv[4]))
 """

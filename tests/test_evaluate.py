@@ -101,7 +101,7 @@ def make_set(root: Path, names: Sequence[str], counts: dict[str, int]) -> Concep
 
 def pixel_extractor(num_dims: int = 24) -> Extractor:
     """A fixed random projection of the pixels: a space in which the noise has full rank."""
-    project = np.random.default_rng(0).normal(size=(SIDE * SIDE * 3, num_dims)) / 50
+    project = np.random.default_rng(0).normal(size=(SIDE * SIDE * 3, num_dims)) / 2000
 
     def function(images: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([image.reshape(-1) for image in images]).astype(np.float64) @ project
@@ -472,9 +472,9 @@ def test_six_hundred_images_take_seconds(tmp_path: Path) -> None:
         for model, shift in (("base", 0.0), ("tuned", 5.0))
     }
     instruments = Instruments(extractor=pixel_extractor(128))
-    start = time.perf_counter()
+    start = time.process_time()
     evaluate(generated, concept_set, bucket_table(names), instruments, config, tmp_path)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 5
 
 
 # --- accuracy ---

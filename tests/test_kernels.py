@@ -58,31 +58,88 @@ def test_blocks_do_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None
 def test_leave_outs_from_group_sums_equal_leaving_rows_out() -> None:
     generator = np.random.default_rng(3)
     first, second = generator.normal(size=(43, 5)), generator.normal(size=(43, 5)) + 0.2
-    groups = split_groups(np.repeat(["a", "b"], [20, 23]), 8, 0)
-    fast = kernel_replicates(first, second, groups)
+    one = np.zeros(43)
+    groups = split_groups(one, 8, 0)
+    fast = kernel_replicates(first, second, one, groups)
     slow = replicate(lambda rows: kernel_distance(first[rows], second[rows]), groups)
     assert fast.value == pytest.approx(slow.value, rel=1e-12)
     np.testing.assert_allclose(fast.leave_outs, slow.leave_outs, rtol=1e-11)
 
 
 def test_unbiased_and_both_standard_errors_honest() -> None:
-    # E k over Gaussian x ~ N(a, I), y ~ N(b, I): with z = x·y/d + 1 a sum over dimensions, from a large sample.
+    # x ~ N(0, I), y ~ N(a, I), s = |a|²: Σ_p C(3, p) d^-p |E x^⊗p - E y^⊗p|² = 3s/d + 3s²/d² + (s³ + 6s² + 3sd + 6s)/d³.
     generator = np.random.default_rng(4)
     dims, rows, shift = 8, 60, 0.5
-    big = kernel_distance(*(generator.normal(size=(6000, dims)) + offset for offset in (0, shift)))
+    s = dims * shift**2
+    truth = 3 * s / dims + 3 * s**2 / dims**2 + (s**3 + 6 * s**2 + 3 * s * dims + 6 * s) / dims**3
     values, jackknife, hoeffding = [], [], []
-    for seed in range(200):
+    for seed in range(120):
         first, second = generator.normal(size=(rows, dims)), generator.normal(size=(rows, dims)) + shift
-        result = kernel_replicates(first, second, split_groups(np.zeros(rows), 20, seed))
+        result = kernel_replicates(first, second, np.zeros(rows), split_groups(np.zeros(rows), 20, seed))
         values.append(result.value)
         jackknife.append(result.standard_error)
         hoeffding.append(hoeffding_standard_error(first, second))
     spread = np.std(values, ddof=1)
-    assert abs(np.mean(values) - big) < 4 * spread / np.sqrt(200)
+    assert abs(np.mean(values) - truth) < 4 * spread / np.sqrt(120)
     assert 0.85 < np.mean(jackknife) / spread < 1.4
     assert 0.7 < np.mean(hoeffding) / spread < 1.3
-    covered = np.abs(np.array(values) - big) < 1.96 * np.array(jackknife)
+    covered = np.abs(np.array(values) - truth) < 1.96 * np.array(jackknife)
     assert covered.mean() >= 0.9
+
+
+def stratified_by_definition(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> float:
+    """Σ over pairs of strata of w_c w_c' (mean within + mean within - 2 mean across), each block's mean unbiased."""
+    total, mass = 0.0, 0.0
+    for one in np.unique(strata):
+        for two in np.unique(strata):
+            rows, columns = np.flatnonzero(strata == one), np.flatnonzero(strata == two)
+            if one == two and len(rows) == 1:
+                continue
+            weight = len(rows) * len(columns)
+            blocks = [cubic_kernel(side[rows], side[columns]) for side in (first, second)]
+            if one == two:
+                away = ~np.eye(len(rows), dtype=bool)
+                within = sum(block[away].mean() for block in blocks)
+            else:
+                within = sum(block.mean() for block in blocks)
+            # Half of the cross terms from each order of the two strata.
+            across = (
+                cubic_kernel(first[rows], second[columns]).mean() + cubic_kernel(first[columns], second[rows]).mean()
+            )
+            total += weight * (within - across)
+            mass += weight
+    return total / mass
+
+
+@pytest.mark.parametrize("sizes", [(6, 5, 4), (3, 1, 1, 2), (1,) * 8, (9,)])
+def test_strata_weigh_what_they_should(sizes: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(7)
+    strata = generator.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    first, second = generator.normal(size=(2, len(strata), 4)) + 3 * strata[:, None]
+    groups = split_groups(strata, 4, 0)
+    fast = kernel_replicates(first, second, strata, groups)
+    slow = replicate(lambda rows: stratified_by_definition(first[rows], second[rows], strata[rows]), groups)
+    assert fast.value == pytest.approx(slow.value, rel=1e-9)
+    np.testing.assert_allclose(fast.leave_outs, slow.leave_outs, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("concepts", "images"), [(5, 12), (30, 2), (60, 1)])
+def test_unbiased_where_both_sides_hold_the_same_concepts(concepts: int, images: int) -> None:
+    # Plain U reads equal populations as below 0, as the spread between concepts counts for less within a side.
+    generator = np.random.default_rng(concepts)
+    strata = np.repeat(np.arange(concepts), images)
+    values, errors, plain = [], [], []
+    for seed in range(40):
+        centres = 1.5 * generator.normal(size=(concepts, 6))[strata]
+        first, second = centres + 0.5 * generator.normal(size=(2, len(strata), 6))
+        result = kernel_replicates(first, second, strata, split_groups(strata, 20, seed))
+        values.append(result.value)
+        errors.append(result.standard_error)
+        plain.append(kernel_distance(first, second))
+    spread = np.std(values, ddof=1)
+    assert abs(np.mean(values)) < 4 * spread / np.sqrt(40)
+    assert np.mean(plain) < -4 * np.std(plain, ddof=1) / np.sqrt(40)
+    assert 0.8 < np.mean(errors) / spread < 2
 
 
 def test_equal_populations_average_to_zero() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from diffusion_sft.errors import UserError
 from diffusion_sft.learner import Query
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
+from diffusion_sft.numerics.quadrature import ESTIMATORS
 from diffusion_sft.probe import SAMPLE_COLUMNS, SCORE_COLUMNS, ProbeConfig, SampleConfig, probe
 from diffusion_sft.probe.run import num_evaluations
 from diffusion_sft.records import HELDOUT, Concept, ConceptSet, Example
@@ -166,3 +170,36 @@ def test_settings_load_and_are_checked() -> None:
     for override in ("num_draws=7", "answers.num_draws=3", "estimator=best", "batch_size=0", "error_kind=invert"):
         with pytest.raises(UserError):
             load_settings(ProbeConfig, None, [override])
+
+
+def test_the_benchmark_compares_all_estimators(
+    tiny_pipeline: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "bench" / "probe.py"
+    spec = importlib.util.spec_from_file_location("bench_probe", script)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_probe", bench)
+    spec.loader.exec_module(bench)
+    sizes = [
+        "--num-examples",
+        "2",
+        "--num-draws",
+        "8",
+        "--num-repeats",
+        "3",
+        "--reference-draws",
+        "64",
+        "--device",
+        "cpu",
+    ]
+    files = ["--base", str(tiny_pipeline), "--concepts", str(tiny_set), "--output", str(tmp_path / "bench.json")]
+    monkeypatch.setattr(sys, "argv", ["probe.py", *files, *sizes])
+    bench.main()
+    rows = {row["estimator"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
+    assert set(rows) == set(ESTIMATORS) == set(bench.WHAT)
+    assert rows["default"]["evaluations_for_equal_rmse"] == 1
+    assert rows["naive"]["evaluations_for_equal_sd"] > 5
+    # A control variate that all cues share moves their errors and leaves their difference alone.
+    assert rows["common"]["sd_nats"] == pytest.approx(rows["common_control"]["sd_nats"])

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
-from synthetic_run import MIXES, synthetic_run
+from synthetic_run import MIXES, NAMES, synthetic_run
 
 from diffusion_sft.errors import UserError
 from diffusion_sft.files import read_json, read_table, write_json, write_table
@@ -79,12 +79,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if "style" not in self.open:
+            self.words.append(data)
 
     @property
     def prose(self) -> str:
         """All text, blanks made plain and single."""
-        return " ".join("".join(self.words).split())
+        return " ".join(" ".join(self.words).split())
 
 
 def check_whole(path: Path) -> Page:
@@ -111,7 +112,7 @@ def check_whole(path: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConceptSet]:
-    """A whole synthetic run and its concept set; tests that change it work on a copy."""
+    """A whole synthetic run and its concept set; no test changes it."""
     return synthetic_run(tmp_path_factory.mktemp("study"))
 
 
@@ -122,10 +123,9 @@ def whole(study: tuple[Path, ConceptSet]) -> Page:
 
 
 @pytest.fixture
-def copy(study: tuple[Path, ConceptSet], tmp_path: Path) -> tuple[Path, ConceptSet]:
-    """A copy of the run to take things away from."""
-    shutil.copytree(study[0], tmp_path / "run")
-    return tmp_path / "run", study[1]
+def small(tmp_path: Path) -> tuple[Path, ConceptSet]:
+    """A run of twelve concepts and two mixes, to take things away from."""
+    return synthetic_run(tmp_path, names=NAMES[:12], mixes=(MIXES[0], MIXES[2]))
 
 
 def test_the_page_shows_every_part(whole: Page, study: tuple[Path, ConceptSet]) -> None:
@@ -143,37 +143,38 @@ def test_the_page_shows_every_part(whole: Page, study: tuple[Path, ConceptSet]) 
         ("cpu", "2 cores"),
         ("base", "9f86d081884c7d65"),
     ):
-        assert f"{key} {value}" in whole.prose or f"{key}{value}" in whole.prose
+        assert f"{key} {value}" in whole.prose
     assert (study[0] / REPORT).stat().st_size < 6_000_000
     assert "Missing" not in whole.prose
 
 
-def test_the_page_depends_on_the_run_alone(copy: tuple[Path, ConceptSet]) -> None:
-    first = write_report(*copy, title="t").read_bytes()
-    assert write_report(*copy, title="t").read_bytes() == first
+def test_the_page_depends_on_the_run_alone(whole: Page, study: tuple[Path, ConceptSet]) -> None:
+    assert write_report(*study, title="A made-up study").read_text(encoding="utf-8") == whole.text
 
 
 def test_every_number_of_a_cell_is_the_tables(whole: Page, study: tuple[Path, ConceptSet]) -> None:
     measures = read_table(study[0] / "evaluate/measures.parquet")
     row = measures.query("model == 'unknown-100' and bucket == 'unknown' and metric == 'fid_change'").iloc[0]
     value, ends = reading(Estimate(value=row["value"], low=row["low"], high=row["high"]), signed=True)
-    assert f"{value}{ends} better".replace("\u00a0", " ") in whole.prose
+    assert f"{value} {ends} better".replace("\u00a0", " ") in whole.prose
     assert ends == f"[{row['low']:.1f},\u00a0{row['high']:.1f}]".replace("-", "−")
 
 
-def test_parts_that_are_missing_are_named(copy: tuple[Path, ConceptSet]) -> None:
-    run, concept_set = copy
+def test_parts_that_are_missing_are_named(small: tuple[Path, ConceptSet]) -> None:
+    run, concept_set = small
     (run / "evaluate/measures.parquet").unlink()
-    (run / "finetune/unknown-050/evaluations.parquet").write_bytes(b"not a table")
+    (run / "finetune/unknown-100/evaluations.parquet").write_bytes(b"not a table")
     write_table(run / "evaluate/concept_accuracy.parquet", pd.DataFrame({"model": ["base"]}))
     (run / "evaluate/unknown-100/generated.json").write_text("{")
     (run / "finetune/unknown-000/finetune.json").unlink()
     shutil.rmtree(run / "probe")
     (run / "study.json").unlink()
+    for path in (run / "evaluate/base/images").glob("*/0000.png"):
+        path.write_bytes(path.read_bytes()[:200])
     text = check_whole(write_report(run, concept_set, title="t")).prose
     for words in (
         "evaluate/measures.parquet: not written by this run",
-        "finetune/unknown-050/evaluations.parquet: is not a readable table",
+        "finetune/unknown-100/evaluations.parquet: is not a readable table",
         "evaluate/concept_accuracy.parquet: has no column concept, bucket",
         "evaluate/unknown-100/generated.json: is not a readable list of pictures",
         "finetune/unknown-000/finetune.json: not written by this run",
@@ -182,6 +183,7 @@ def test_parts_that_are_missing_are_named(copy: tuple[Path, ConceptSet]) -> None
     ):
         assert words in text
     assert "no picture" in text
+    assert "could not be read: 0000.png: is damaged or cut off" in text
 
 
 def test_an_empty_run_is_a_page_of_missing_parts(tmp_path: Path) -> None:
@@ -213,42 +215,37 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert len(read.images) == sum(1 for tag in read.tags if tag == "img")
 
 
-def test_larger_sets_are_cut_and_say_so(copy: tuple[Path, ConceptSet], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_sets_are_cut_and_say_so(small: tuple[Path, ConceptSet], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "CARDS", 3)
     monkeypatch.setattr("diffusion_sft.report.tables.ROWS", 5)
-    monkeypatch.setattr(grids.Album, "budget", 30_000)
-    monkeypatch.setattr(grids.Album.__init__, "__defaults__", (30_000, 0, 0))
-    read = check_whole(write_report(*copy, title="t"))
+    monkeypatch.setattr(page, "PICTURE_BYTES", 10_000)
+    read = check_whole(write_report(*small, title="t"))
     assert "the 3 of the highest gain shown" in read.prose
-    assert "The first 5 of 40 rows; the CSV has all of them." in read.prose
+    assert "The first 5 of 12 rows; the CSV has all of them." in read.prose
     assert "pictures left out, to keep this page small" in read.prose
-    assert sum(len(image["src"] or "") for image in read.images) < 30_000 + 10_000
+    assert sum(len(image["src"] or "") for image in read.images) < 10_000 + 5_000
 
 
-def test_pictures_that_cannot_be_read_are_named(copy: tuple[Path, ConceptSet]) -> None:
-    run, concept_set = copy
-    for path in (run / "evaluate/base/images").glob("*/0000.png"):
-        path.write_bytes(path.read_bytes()[:200])
-    listed = read_json(run / "evaluate/unknown-000/generated.json")
+def test_pictures_outside_the_models_folder_are_not_taken(small: tuple[Path, ConceptSet]) -> None:
+    folder = small[0] / "evaluate/base"
+    listed = read_json(folder / "generated.json")
     listed["images"][0]["file"] = "../../../set/train/0-0.png"
-    write_json(run / "evaluate/unknown-000/generated.json", listed)
-    read = check_whole(write_report(run, concept_set, title="t"))
-    assert "could not be read: 0000.png: is damaged or cut off" in read.prose
-    outside = grids.generated_pictures(run / "evaluate/unknown-000")
-    assert 0 not in outside[listed["images"][0]["concept"]]
+    write_json(folder / "generated.json", listed)
+    found = grids.generated_pictures(folder)
+    assert list(found[listed["images"][0]["concept"]]) == [1]
 
 
 @pytest.mark.parametrize(("side", "shown"), [(16, 128), (64, 128), (100, 100), (300, 128)])
 def test_pictures_keep_their_pixels_or_are_shrunk(tmp_path: Path, side: int, shown: int) -> None:
     Image.new("RGB", (side, side // 2)).save(tmp_path / "a.png")
-    picture = grids.Album().picture(tmp_path / "a.png", "a")
+    picture = grids.Album(budget=10_000).picture(tmp_path / "a.png", "a")
     assert picture is not None
     assert (picture.width, picture.height) == (shown, shown // 2)
     assert picture.crisp == (side <= 64)
 
 
-def test_exposure_may_be_unknown_and_numbers_may_be_lacking(copy: tuple[Path, ConceptSet]) -> None:
-    run, concept_set = copy
+def test_exposure_may_be_unknown_and_numbers_may_be_lacking(small: tuple[Path, ConceptSet]) -> None:
+    run, concept_set = small
     concepts = read_table(run / "buckets/concepts.parquet")
     concepts["exposure"] = pd.array([pd.NA] * len(concepts), dtype="Int64")
     concepts.loc[:3, "gain_nats"] = np.nan
@@ -309,27 +306,15 @@ def test_the_difference_of_two_shares_is_newcombes() -> None:
     assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
-def test_the_verdict_follows_the_tables(copy: tuple[Path, ConceptSet]) -> None:
-    run, _ = copy
+def test_the_verdict_follows_the_tables(small: tuple[Path, ConceptSet]) -> None:
+    run, _ = small
     assert headline(read_run(run))[0].startswith("Fine-tuning taught the model concepts it did not know")
     assert "4 became worse" in headline(read_run(run))[0]
 
     path = run / "finetune/unknown-100/evaluations.parquet"
     rows = read_table(path)
-    flat = rows.copy()
-    first = flat["update"].min()
-    held_out = flat["role"].isin(["heldout", "untouched"])
-    for column in ("accuracy", "accuracy_low", "accuracy_high"):
-        start = flat[flat["update"] == first].set_index(["role", "category"])[column]
-        flat.loc[held_out, column] = (
-            [start[key] for key in zip(flat["role"], flat["category"], strict=True)][: len(flat)]
-            if False
-            else [
-                start[(role, category)]
-                for role, category in flat.loc[held_out, ["role", "category"]].itertuples(index=False)
-            ]
-        )
-    write_table(path, flat)
+    unchanged = pd.concat([rows[rows["update"] == 0].assign(update=update) for update in (0, 400)])
+    write_table(path, pd.concat([rows[rows["role"] == "trained"], unchanged[unchanged["role"] != "trained"]]))
     assert headline(read_run(run))[0].startswith(
         "Fine-tuning fitted pictures of concepts that were not known, but no"
     )
@@ -383,7 +368,7 @@ def test_intervals_decide_the_decimals() -> None:
 
 
 def test_foreign_text_is_made_printable() -> None:
-    assert printable("a\x00\x9f\ud800b\n\tä🦊") == "a\ufffd\ufffd\ufffdb\n\tä🦊"
+    assert printable("a\x00\x9f\ud800\u202eb\n\tشä🦊") == "a\ufffd\ufffd\ufffd\ufffdb\n\tشä🦊"
     assert cut("x" * 61) == "x" * 59 + "…"
     assert cut("x" * 60) == "x" * 60
 

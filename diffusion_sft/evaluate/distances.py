@@ -107,7 +107,7 @@ def few_directions(comparison: Comparison) -> Replicated | Row:
 
 def kernel(comparison: Comparison) -> Replicated:
     """KID of all images, unbiased at any n."""
-    result = kernel_replicates(comparison.real, comparison.generated, comparison.groups)
+    result = kernel_replicates(comparison.real, comparison.generated, comparison.strata, comparison.groups)
     return figure("kid", estimate(result), comparison.counts, "unbiased at any n; not times 1000"), result
 
 

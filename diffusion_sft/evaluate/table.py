@@ -17,8 +17,8 @@ HEADER = (
 )
 LEGEND = (
     "± one standard error. FID is comparable within a bucket only. The floor is real against real at half the\n"
-    "images, the excess what FID n/2 has beyond it. "
-    "Across buckets compare FD-PCA and KID. Changes are from base, paired by prompt and seed."
+    "images, the excess what FID n/2 has beyond it. Across buckets compare FD-PCA and KID.\n"
+    "Changes are from base, paired by prompt and seed."
 )
 
 
@@ -54,6 +54,8 @@ def _figure(row: Row | None, *, scale: float = 1, sign: str = "") -> str:
     if row is None or math.isnan(row.value):
         return "-"
     value, error = scale * row.value, scale * row.standard_error
+    if max(abs(value), error) >= 1e5:
+        return f"{value:{sign}.3g} ± {error:.2g}"
     digits = 2 if abs(value) < 100 else 1
     return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
 

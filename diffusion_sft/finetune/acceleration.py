@@ -11,10 +11,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from ..errors import UserError
 from .config import FinetuneConfig
+
+
+def process_device() -> torch.device:
+    """The device that accelerate gives to this process; load the learner there before it is fine-tuned."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    # Without cpu=True, accelerate takes processes on a machine without a GPU for so many lone ones.
+    return torch.device(PartialState(cpu=cpu).device)
 
 
 @contextmanager
@@ -39,6 +47,12 @@ def accelerated(device: torch.device, config: FinetuneConfig, folder: Path) -> I
         )
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"mixed_precision={config.mixed_precision}, report_to={config.report_to}: {error}") from None
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"launched as {launched} processes that do not know of each other: take the learner's device from "
+            "process_device()"
+        )
     if _indexed(device) != _indexed(accelerator.device):
         raise UserError(f"the learner is on {device}, this process trains on {accelerator.device}; load it there")
     if config.report_to is not None and not accelerator.log_with:

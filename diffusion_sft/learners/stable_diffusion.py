@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ def locate(pretrained_model_name_or_path: str, *, revision: str | None, variant:
             )
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{pretrained_model_name_or_path}: neither a folder here nor a pipeline on the Hub ({_first_line(error)})"
-        ) from None
+        name, cause = pretrained_model_name_or_path, textwrap.shorten(_first_line(error), 120)
+        raise UserError(f"{name}: no such folder, nor could the Hub give it: {cause}") from error
 
 
 def load_pipeline(folder: Path, *, variant: str | None, dtype: torch.dtype) -> StableDiffusionPipeline:

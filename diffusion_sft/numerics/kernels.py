@@ -5,13 +5,14 @@ With k(x, y) = (x·y/d + 1)³ (Bińkowski et al., 2018, "Demystifying MMD GANs",
     U = Σ_{i≠j} k(x_i, x_j)/(n(n-1)) + Σ_{i≠j} k(y_i, y_j)/(m(m-1)) - 2 Σ k(x_i, y_j)/(nm)
 
 over the whole sample once: unbiased for any n, m >= 2, so it may be negative, and of lower variance than any average
-over blocks. Everything, leave-outs included, follows from the sums of k over pairs of groups of rows.
+over blocks. Where both sides hold m_c rows of each stratum c (images of one concept), a row has fewer partners of
+its own stratum on its own side, m_c - 1, than on the other, m_c, and U reads too low; pairs within a stratum then
+weigh m_c/(m_c - 1) as much, and a stratum of one row is compared with the others only. One stratum is U itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,30 +31,51 @@ def kernel_distance(real: np.ndarray, generated: np.ndarray) -> float:
     """KID: the full-sample U-statistic of the squared maximum mean discrepancy, raw (papers print it times 1000).
 
     Args:
-        real, generated: (n, d) and (m, d), n, m >= 2.
+        real, generated: (n, d) and (m, d) rows drawn independently, n, m >= 2.
     """
     real, generated = _checked(real), _checked(generated)
-    blocks = [np.array_split(np.arange(len(side)), -(-len(side) // BLOCK_ROWS)) for side in (real, generated)]
-    one, two = _SideSums.of(real, blocks[0]), _SideSums.of(generated, blocks[1])
-    across = _group_sums(real, generated, *blocks)
-    return one.mean() + two.mean() - 2 * float(across.sum()) / (one.count * two.count)
+    within = 0.0
+    for side in (real, generated):
+        everyone = np.zeros(len(side), dtype=np.int64)
+        within += float(_within(side, everyone, 1).sum()) / (len(side) * (len(side) - 1))
+    groups = (np.zeros(len(real), dtype=np.int64), np.zeros(len(generated), dtype=np.int64))
+    return within - 2 * float(_group_sums(real, generated, groups, 1).sum()) / (len(real) * len(generated))
 
 
-def kernel_replicates(real: np.ndarray, generated: np.ndarray, groups: Sequence[Rows]) -> Replicates:
-    """KID of all rows, and of all but each group's on both sides, from one pass over pairs of groups.
+def kernel_replicates(
+    real: np.ndarray, generated: np.ndarray, strata: np.ndarray, groups: Sequence[Rows]
+) -> Replicates:
+    """The stratified KID of all slots, and without each group on both sides, from one pass over the pairs.
 
     Args:
         real, generated: (n, d) each.
-        groups: a partition of the n slots; all but any one group are at least two slots.
+        strata: (n,) labels; slot i is a row of either side, both of this stratum.
+        groups: a partition of the slots.
+
+    Raises:
+        ValueError: a leave-out without two slots of one stratum or of two.
     """
     real, generated = _checked(real), _checked(generated)
-    one, two = _SideSums.of(real, groups), _SideSums.of(generated, groups)
-    across = _group_sums(real, generated, groups, groups)
-    left = across.sum() - across.sum(axis=0) - across.sum(axis=1) + np.diag(across)
-    return Replicates(
-        value=one.mean() + two.mean() - 2 * float(across.sum()) / one.count**2,
-        leave_outs=one.means_without() + two.means_without() - 2 * left / (one.count - one.sizes) ** 2,
-    )
+    group_of = np.empty(len(real), dtype=np.int64)
+    for number, group in enumerate(groups):
+        group_of[group] = number
+    count = len(groups)
+    pairs = _left(_within(real, group_of, count) + _within(generated, group_of, count))
+    across = _left(_group_sums(real, generated, (group_of, group_of), count))
+    mass = _left(np.outer(*[np.bincount(group_of, minlength=count)] * 2))
+    for stratum in np.unique(strata):
+        slots = np.flatnonzero(strata == stratum)
+        member, one, two = group_of[slots], real[slots], generated[slots]
+        own = _left(_within(one, member, count) + _within(two, member, count))
+        sizes = np.sqrt(_left(np.outer(*[np.bincount(member, minlength=count)] * 2)))
+        single = np.round(sizes) == 1
+        pairs += np.divide(own, sizes - 1, out=np.zeros(count + 1), where=sizes > 1.5)
+        across -= np.where(single, _left(_group_sums(one, two, (member, member), count)), 0)
+        mass -= single
+    if (mass <= 0).any():
+        raise ValueError("a kernel distance needs two slots of one stratum, or of two")
+    values = (pairs - 2 * across) / mass
+    return Replicates(value=float(values[0]), leave_outs=values[1:])
 
 
 def hoeffding_standard_error(real: np.ndarray, generated: np.ndarray) -> float:
@@ -72,43 +94,30 @@ def hoeffding_standard_error(real: np.ndarray, generated: np.ndarray) -> float:
     return 2 * float(np.sqrt(variance))
 
 
-@dataclass(frozen=True)
-class _SideSums:
-    """Sums of k(x_i, x_j), i ≠ j, within one side, by pair of groups."""
-
-    sums: np.ndarray  # (num_groups, num_groups)
-    sizes: np.ndarray  # (num_groups,)
-
-    @classmethod
-    def of(cls, features: np.ndarray, groups: Sequence[Rows]) -> _SideSums:
-        sums = _group_sums(features, features, groups, groups)
-        own = (np.einsum("id,id->i", features, features) / features.shape[1] + 1) ** 3
-        sums[np.diag_indices(len(groups))] -= [own[group].sum() for group in groups]
-        return cls(sums, np.array([len(group) for group in groups]))
-
-    @property
-    def count(self) -> int:
-        return int(self.sizes.sum())
-
-    def mean(self) -> float:
-        return float(self.sums.sum()) / (self.count * (self.count - 1))
-
-    def means_without(self) -> np.ndarray:
-        """The mean over the pairs that are left when each group in turn is left out."""
-        left = self.sums.sum() - 2 * self.sums.sum(axis=1) + np.diag(self.sums)
-        counts = self.count - self.sizes
-        return left / (counts * (counts - 1))
-
-
 def _group_sums(
-    first: np.ndarray, second: np.ndarray, first_groups: Sequence[Rows], second_groups: Sequence[Rows]
+    first: np.ndarray, second: np.ndarray, groups: tuple[np.ndarray, np.ndarray], num_groups: int
 ) -> np.ndarray:
-    """Σ k over each pair of groups, (num_first_groups, num_second_groups), one group's kernel rows at a time."""
-    ordered = second[np.concatenate(second_groups)]
-    starts = np.cumsum([0, *(len(group) for group in second_groups[:-1])])
-    return np.stack(
-        [np.add.reduceat(cubic_kernel(first[group], ordered).sum(axis=0), starts) for group in first_groups]
-    )
+    """Σ k over the pairs of each two groups, (num_groups, num_groups); `groups` number each row's group."""
+    rows, columns = (np.eye(num_groups)[group] for group in groups)
+    sums = np.zeros((num_groups, num_groups))
+    for start in range(0, len(first), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        sums += rows[block].T @ (cubic_kernel(first[block], second) @ columns)
+    return sums
+
+
+def _within(side: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+    """Σ_{i≠j} k(x_i, x_j) over the pairs of each two groups of one side."""
+    own = (np.einsum("id,id->i", side, side) / side.shape[1] + 1) ** 3
+    sums = _group_sums(side, side, (groups, groups), num_groups)
+    return sums - np.diag(np.bincount(groups, weights=own, minlength=num_groups))
+
+
+def _left(sums: np.ndarray) -> np.ndarray:
+    """From sums over pairs of groups: the sum over all, then over what is left without each group, (1 + groups,)."""
+    total = sums.sum()
+    left = total - sums.sum(axis=0) - sums.sum(axis=1) + np.diag(sums)
+    return np.concatenate([[total], left]).astype(np.float64)
 
 
 def _checked(features: np.ndarray) -> np.ndarray:

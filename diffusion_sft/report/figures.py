@@ -187,7 +187,10 @@ def _panel(size: tuple[int, int], left: int, bottom: int) -> Iterator[tuple[Figu
     width, height = size
     with matplotlib.rc_context(THEME):
         figure = Figure(figsize=(width / 72, height / 72))
-        yield figure, figure.add_axes((left / width, bottom / height, 1 - (left + 14) / width, 1 - (bottom + 8) / height))
+        yield (
+            figure,
+            figure.add_axes((left / width, bottom / height, 1 - (left + 14) / width, 1 - (bottom + 8) / height)),
+        )
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, category: str, filled: bool, group: str) -> None:
@@ -235,11 +238,12 @@ def _score_axis(axes: Axes, concepts: pd.DataFrame, column: str, label: str) -> 
     if column == "greedy_share":
         axes.set(ylim=(-0.04, 1.04))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    elif column == "gain_nats" and typical > 0 and np.abs(values).max() > 30 * typical:
-        # a few words that mislead the base by hundreds of nats would flatten everybody else
-        axes.set_yscale("symlog", linthresh=typical)
-        label += ", logarithmic away from 0"
     else:
+        if column == "gain_nats" and typical > 0 and np.abs(values).max() > 30 * typical:
+            # a few words that mislead the base by hundreds of nats would flatten everybody else
+            unit = 10 ** np.floor(np.log10(typical))
+            axes.set_yscale("symlog", linthresh=unit, linscale=0.6)
+            label += ", logarithmic"
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.set_ylabel(label)
 

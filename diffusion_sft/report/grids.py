@@ -44,9 +44,9 @@ class Picture:
 
 @dataclass
 class Album:
-    """Embeds pictures until the budget is spent, and counts what it could not show."""
+    """Embeds pictures until the budget of bytes is spent, and counts what it could not show."""
 
-    budget: int = PICTURE_BYTES
+    budget: int
     spent: int = 0
     left_out: int = 0
     unreadable: list[str] = field(default_factory=list)

@@ -20,7 +20,7 @@ from ..files import write_text
 from ..records import CATEGORIES, RULES, ConceptSet
 from .figures import Interval, Panel, accuracy_panel, exposure_panel, interval_panel, learning_panels, shared_limits
 from .findings import findings, measure, metric_name
-from .grids import Album, Picture, real_pictures, sample_grids
+from .grids import PICTURE_BYTES, Album, Picture, real_pictures, sample_grids
 from .methods import method_sentences, recorded_settings
 from .run import BASE, MixRun, Run, auroc, rank_correlation, read_run, seen_at_least
 from .svg import MARKERS
@@ -82,7 +82,7 @@ def write_report(run_folder: Path, concept_set: ConceptSet, title: str) -> Path:
         UserError: the folder does not exist.
     """
     run = read_run(run_folder)
-    album, missing = Album(), list(run.missing)
+    album, missing = Album(budget=PICTURE_BYTES), list(run.missing)
     shelves = concept_shelves(run, concept_set, album)
     grids = sample_grids(run, concept_set, album, missing)
     page = (

@@ -95,7 +95,6 @@ class Run:
             found += [] if table is None else sorted(table["model"].unique())
         return tuple(dict.fromkeys([BASE, *found]))
 
-
     @cached_property
     def estimates(self) -> dict[tuple[str, str, str], Estimate]:
         """The measured numbers of the evaluation by model, bucket and metric; those that are NaN are not in it."""

@@ -121,8 +121,8 @@ def seconds(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with what no page may hold (control characters, halves of surrogate pairs) replaced by U+FFFD."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+    """The text with U+FFFD for what no page should hold: control characters, half surrogate pairs, bidi overrides."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
 def cut(text: str, length: int = NAME_LENGTH) -> str:

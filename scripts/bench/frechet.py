@@ -98,7 +98,8 @@ class Populations:
 
 def measured_kid(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     """KID x 1000 and its jackknife standard error."""
-    result = kernel_replicates(real, generated, split_groups(np.zeros(len(real)), 20, 0))
+    one_stratum = np.zeros(len(real))
+    result = kernel_replicates(real, generated, one_stratum, split_groups(one_stratum, 20, 0))
     return 1000 * result.value, 1000 * result.standard_error
 
 

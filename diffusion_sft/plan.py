@@ -1,0 +1,79 @@
+"""The settings of a study, and how much work they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+from .buckets import BucketConfig
+from .concepts import ConceptsConfig
+from .evaluate import EvaluateConfig
+from .finetune.config import FinetuneConfig
+from .finetune.mixes import MixConfig
+from .probe import ProbeConfig
+from .records import HELDOUT, ConceptSet
+from .world.population import WorldConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study: a base, a concept set, and what is done with them. `base` and `concepts.path` are all it needs."""
+
+    title: str = "What does the base know, and what does teaching it the rest cost?"
+    output_dir: str = "runs/study"
+    base: str = "data/world-base"
+    """A Stable Diffusion pipeline: a folder in the diffusers layout, or a Hub id."""
+    revision: str | None = None
+    variant: str | None = None
+    """Of the weight files, for example fp16."""
+    resolution: int | None = None
+    """Pixels of a side; unset means the base's own."""
+    device: str = "auto"
+    """auto takes CUDA where there is any; else as torch names devices."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the networks outside training; auto is bfloat16 on a GPU and float32 on a CPU."""
+    concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
+    """The concept set; without a path the embedded world of `world` is written into the output folder."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    readout: str | None = None
+    """A classifier of the concepts' attributes, which then judges pictures; unset means the nearest concept among
+    real pictures, by the extractor's features."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    mixes: list[MixConfig] = field(default_factory=list)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        names = [mix.name for mix in self.mixes]
+        if "base" in names or len(set(names)) < len(names):
+            raise ValueError(f"mixes need names that differ from each other and from 'base', not {names}")
+
+
+def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:
+    """How many times the network is evaluated in each stage, at most; a training example counts as three."""
+    probe_config, tuning, drawing = config.probe, config.finetune, config.evaluate
+    num_concepts, num_models = len(concept_set.concepts), 1 + len(config.mixes)
+    per_concept = probe_config.max_examples_per_concept
+    heldout = pd.Series([example.concept for example in concept_set.split(HELDOUT)]).value_counts()
+    num_scored = int(heldout.clip(upper=per_concept).sum())
+    answers, samples = probe_config.answers, probe_config.samples
+    questions = num_concepts * answers.num_renderings * answers.num_candidates * answers.num_draws
+    guided = 2 if samples.guidance_scale > 1 else 1
+    drawn = num_concepts * samples.num_samples * samples.num_inference_steps * guided
+    per_update = tuning.train_batch_size * tuning.gradient_accumulation_steps * 3
+    exams = tuning.max_train_steps // tuning.validation_steps + 1 if tuning.validation_steps else 0
+    asked = 0
+    for mix in config.mixes:
+        concepts = mix.num_concepts or num_concepts
+        asked += (2 * concepts * (tuning.validation_examples_per_concept or 8) + 32) * exams
+    guided = 2 if drawing.guidance_scale > 1 else 1
+    pictures = num_models * num_concepts * drawing.num_images_per_concept
+    return {
+        "probe": num_scored * 2 * probe_config.num_draws + questions + drawn // 2,
+        "finetune": len(config.mixes) * tuning.max_train_steps * per_update
+        + asked * answers.num_candidates * tuning.validation_draws,
+        "generate": pictures * drawing.num_inference_steps * guided,
+    }
