@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .buckets import bucket, write_buckets
+from .buckets import bucket, summary_table, write_buckets
 from .concepts import ConceptsConfig, read_concept_set
 from .evaluate import (
     Extractor,
@@ -94,6 +94,7 @@ class Study:
         )
         result = bucket(scores, answers, samples, self.concept_set.table(), self.config.buckets)
         write_buckets(result, self.folder / "buckets")
+        print(summary_table(result.summary))
         return result.concepts
 
     def finetune_all(self) -> None:

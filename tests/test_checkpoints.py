@@ -318,37 +318,31 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from accelerate import PartialState
-from diffusion_sft.finetune.acceleration import process_device
 sys.path.insert(0, sys.argv[1])
-from test_checkpoints import FULL, TABLE, AnswerConfig, ConceptsConfig, MixConfig, DiffusionLearner
-from test_checkpoints import compose, finetune, make_exam, read_concept_set
-device = process_device()
-state = PartialState()
-config = replace(FULL, max_train_steps=6, checkpointing_steps=3, gradient_accumulation_steps=2 // state.num_processes)
+from test_checkpoints import SHORT, ConceptsConfig, DiffusionLearner, go, read_concept_set
+from diffusion_sft.finetune.acceleration import process_device
+learner = DiffusionLearner.load(sys.argv[2], device=process_device())
 concept_set = read_concept_set(ConceptsConfig(path=sys.argv[3])).concept_set
-mix = compose(MixConfig(name="half", num_concepts=2, unknown_share=0.5), TABLE, concept_set, 0)
-learner = DiffusionLearner.load(sys.argv[2], device=device)
-exam = make_exam(mix, TABLE, concept_set, config, AnswerConfig(num_candidates=4, num_invented=1))
-finetune(learner, mix, exam, config, Path(sys.argv[4]))
+go(learner, concept_set, replace(SHORT, gradient_accumulation_steps=1), Path(sys.argv[4]), None)
 """
+SHORT = replace(FULL, max_train_steps=6, checkpointing_steps=3)
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_updates_of_one_with_twice_the_accumulation(
-    tiny_pipeline: Path, tiny_set: Path, tmp_path: Path
+    start_diffusion: Start, tiny_pipeline: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    runs = []
-    for processes in (1, 2):
-        run = tmp_path / f"with-{processes}"
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        arguments = [str(Path(__file__).parent), str(tiny_pipeline), str(tiny_set), str(run)]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *launch, str(script), *arguments], check=True, env=environment, timeout=300)
-        assert json.loads((run / "finetune.json").read_text())["record"]["num_processes"] == processes
-        runs.append(run)
+    runs = [tmp_path / "alone", tmp_path / "together"]
+    alone = start_diffusion(SHORT, runs[0])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    arguments = [str(Path(__file__).parent), str(tiny_pipeline), str(tiny_set), str(runs[1])]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *launch, *arguments], check=True, env=environment, timeout=600)
+    together = json.loads((runs[1] / "finetune.json").read_text())
+    assert (alone["record"]["num_processes"], together["record"]["num_processes"]) == (1, 2)
+    assert alone["examples_per_update"] == together["examples_per_update"]
     weights = [load_file(run / "checkpoint-6" / "weights.safetensors") for run in runs]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)

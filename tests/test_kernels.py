@@ -67,7 +67,8 @@ def test_leave_outs_from_group_sums_equal_leaving_rows_out() -> None:
 
 
 def test_unbiased_and_both_standard_errors_honest() -> None:
-    # x ~ N(0, I), y ~ N(a, I), s = |a|²: Σ_p C(3, p) d^-p |E x^⊗p - E y^⊗p|² = 3s/d + 3s²/d² + (s³ + 6s² + 3sd + 6s)/d³.
+    # x ~ N(0, I), y ~ N(a, I), s = |a|²: Σ_p C(3, p) d^-p |E x^⊗p - E y^⊗p|²
+    # = 3s/d + 3s²/d² + (s³ + 6s² + 3sd + 6s)/d³.
     generator = np.random.default_rng(4)
     dims, rows, shift = 8, 60, 0.5
     s = dims * shift**2

@@ -27,7 +27,7 @@ from diffusion_sft.report.findings import Change, findings, headline, learning_c
 from diffusion_sft.report.page import REPORT, write_report
 from diffusion_sft.report.run import read_run
 from diffusion_sft.report.svg import COLOURS, inline_svg
-from diffusion_sft.report.wording import Estimate, cut, difference, number, printable, reading, share
+from diffusion_sft.report.wording import Estimate, cut, difference, number, printable, reading, seconds, share
 
 SECTIONS = ["answer", "buckets", "exposure", "learning", "fid", "accuracy", "samples", "terms", "methods"]
 VOID = {"meta", "img", "br", "hr", "link", "input", "area", "base", "col", "embed", "source", "track", "wbr"}
@@ -365,6 +365,11 @@ def test_intervals_decide_the_decimals() -> None:
     assert reading(Estimate(value=1234.5, low=1100.0, high=1400.0)) == ("1,234", "[1,100,\u00a01,400]")
     assert reading(Estimate(value=0.98765)) == ("0.988", "")
     assert (share(0.999), share(-0.001, signed=True), share(math.nan)) == ("100\u00a0%", "0\u00a0points", "–")
+
+
+def test_durations() -> None:
+    said = [seconds(value).replace("\u00a0", " ") for value in (0.04, 9.94, 41.5, 99.4, 99.6, 302.4, 5969.0, 9000.0)]
+    assert said == ["0.0 s", "9.9 s", "42 s", "99 s", "2 min", "5 min", "99 min", "2.5 h"]
 
 
 def test_foreign_text_is_made_printable() -> None:

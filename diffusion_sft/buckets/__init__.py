@@ -2,5 +2,6 @@
 
 from .assign import BucketResult, bucket, write_buckets
 from .config import BucketConfig
+from .summary import summary_table
 
-__all__ = ["BucketConfig", "BucketResult", "bucket", "write_buckets"]
+__all__ = ["BucketConfig", "BucketResult", "bucket", "summary_table", "write_buckets"]

@@ -115,3 +115,29 @@ def _without_nan(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The summary as a few lines of plain text: counts, the exposure's verdict on each rule, warnings."""
+    shown = ", ".join(f"{name} {count}" for name, count in (summary["buckets"] | summary["categories"]).items())
+    lines = [f"{summary['num_concepts']} concepts: {shown}"]
+    exposure = summary["exposure"]
+    if exposure:
+        lines.append(
+            f"against exposure: {exposure['num_well_seen']} concepts seen at least {exposure['seen_at_least']} times, "
+            f"{exposure['num_unseen']} never seen, {exposure['num_seen']} seen at all"
+        )
+        lines.append(f"  {'rule':<10}{'AUROC well seen / unseen':>28}{'Spearman with log exposure':>32}")
+        for rule in exposure["auroc"]:
+            lines.append(
+                f"  {rule:<10}{_interval_text(exposure['auroc'][rule]):>28}"
+                f"{_interval_text(exposure['spearman_with_log_exposure'][rule]):>32}"
+            )
+    return "\n".join([*lines, *(f"note: {warning}" for warning in summary["warnings"])])
+
+
+def _interval_text(interval: dict[str, Any]) -> str:
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if low is not None else f"{value:.3f}"

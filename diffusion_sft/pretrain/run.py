@@ -129,7 +129,7 @@ def pretrain(config: PretrainConfig, folder: Path) -> Path:
     network, log = pretrain_denoiser(config, vae, tokenizer, work / "denoiser")
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
-        text_encoder=network.text_encoder.half(),
+        text_encoder=network.text_encoder,  # transformers keeps a file's precision, diffusers does not: half would clash
         tokenizer=tokenizer,
         unet=network.unet.half(),
         scheduler=build_noise_scheduler(config.architecture),

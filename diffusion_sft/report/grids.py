@@ -165,7 +165,11 @@ def _made(run: Run, model: str, missing: list[str]) -> dict[str, dict[int, Path]
 def _chosen(concepts: pd.DataFrame) -> pd.DataFrame:
     order = sorted(concepts["concept"], key=lambda name: identity_seed(0, "grid", str(name)))[:GRID_CONCEPTS]
     chosen = concepts[concepts["concept"].isin(order)]
-    return chosen.sort_values("category", key=lambda column: column.map(list(CATEGORIES).index), kind="stable")
+    return chosen.sort_values(
+        "category",
+        key=lambda column: column.map({label: place for place, label in enumerate(CATEGORIES)}),
+        kind="stable",
+    )
 
 
 def _rows(

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .run import Run
-from .wording import DASH, listing, number, plural
+from .wording import DASH, listing, number, plural, seconds
 
 
 def method_sentences(run: Run) -> list[str]:
@@ -37,6 +37,10 @@ def method_sentences(run: Run) -> list[str]:
         )
     if run.measures is not None:
         sentences.append(f"Distances: between features of {listing(sorted(run.measures['extractor'].unique()))}.")
+    spent = run.study.get("seconds")
+    if isinstance(spent, dict) and (stages := {k: v for k, v in spent.items() if isinstance(v, int | float)}):
+        parts = listing([f"{stage} {seconds(value)}" for stage, value in stages.items()])
+        sentences.append(f"Time: {parts}, {seconds(sum(stages.values()))} in all.")
     return sentences
 
 

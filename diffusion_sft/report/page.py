@@ -189,7 +189,7 @@ def accuracy_panels(run: Run) -> list[Panel]:
 
 def table_files(run_folder: Path) -> list[tuple[str, str]]:
     """The CSV tables of a run: name and relative link."""
-    patterns = ("probe/*.csv", "buckets/*.csv", "finetune/*/*.csv", "evaluate/*.csv")
+    patterns = ("*.csv", "probe/*.csv", "buckets/*.csv", "finetune/*/*.csv", "evaluate/*.csv")
     found = [
         path.relative_to(run_folder).as_posix() for pattern in patterns for path in sorted(run_folder.glob(pattern))
     ]

@@ -114,10 +114,9 @@ def listing(parts: Sequence[str]) -> str:
 
 def seconds(value: float) -> str:
     """A duration as a person would say it."""
-    if value < 100:
-        return f"{number(value)} s"
-    minutes, hours = value / 60, value / 3600
-    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+    if value < 99.5:
+        return f"{fixed(value, 0 if value >= 10 else 1)}{NO_BREAK}s"
+    return f"{value / 60:.0f}{NO_BREAK}min" if value < 5970 else f"{value / 3600:.1f}{NO_BREAK}h"
 
 
 def printable(text: str) -> str:
