@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog="Settings are read from the YAML file, then from key=value, nested keys with dots.",
         )
         sub.add_argument("settings", nargs="*", metavar="config.yaml | key=value", help="a file and overrides")
+        sub.add_argument("--out", metavar="DIR", help="short for output_dir=DIR")
         sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
         sub.add_argument("--settings", dest="explain", action="store_true", help="list every setting and stop")
     return parser
@@ -85,6 +86,8 @@ def _run(options: argparse.Namespace) -> int:
     if len(files) > 1:
         raise UserError(f"one configuration file at most, not {', '.join(files)}")
     overrides = [text for text in options.settings if "=" in text]
+    if options.out is not None:
+        overrides.append(f"output_dir={options.out}")
     config: Any = load_settings(schema, Path(files[0]) if files else None, overrides)
     if options.dry_run:
         print(settings_yaml(config), end="")

@@ -127,9 +127,10 @@ def pretrain(config: PretrainConfig, folder: Path) -> Path:
     vae = pretrain_autoencoder(config, work / "autoencoder")
     readout, reading = pretrain_readout(config, vae, work / "readout")
     network, log = pretrain_denoiser(config, vae, tokenizer, work / "denoiser")
+    # The text encoder stays in float32: transformers keeps a file's precision where diffusers loads float32.
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
-        text_encoder=network.text_encoder,  # transformers keeps a file's precision, diffusers does not: half would clash
+        text_encoder=network.text_encoder,
         tokenizer=tokenizer,
         unet=network.unet.half(),
         scheduler=build_noise_scheduler(config.architecture),
