@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,9 @@ CONFIG = ProbeConfig(num_draws=16, batch_size=64, answers=ASKED, samples=DRAWN)
 
 
 def read_as(concept: str):  # type: ignore[no-untyped-def]
-    def read_labels(images: list[np.ndarray], names: list[str]) -> list[str]:
-        assert sorted(names) == sorted(NAMES)
+    def read_labels(images: Sequence[np.ndarray], asked: Sequence[str]) -> list[str]:
+        assert len(asked) == len(images)
+        assert set(asked) <= set(NAMES)
         return [concept if index % 2 else "" for index in range(len(images))]
 
     return read_labels

@@ -56,6 +56,8 @@ class Evaluation:
 class _Features:
     """All features. Slot i is one reference image and one generated image of every model, all of `concepts[i]`."""
 
+    num_reference: int
+    """Before pairing."""
     concepts: np.ndarray
     reference: np.ndarray
     generated: dict[str, np.ndarray]
@@ -84,6 +86,7 @@ def evaluate(
         UserError: models whose images do not pair up, a concept without a bucket, no reference images or training
             images among them.
     """
+    generated = dict(sorted(generated.items(), key=lambda item: item[0] != BASE))
     images = _same_prompts(generated)
     table = _bucket_table(concepts, [image.concept for image in images])
     features = _extract(generated, concept_set, instruments.extractor, config, folder)
@@ -96,11 +99,7 @@ def evaluate(
     accuracies = _accuracies(generated, table, instruments.read_labels, config)
     if instruments.read_labels is not None:
         found += _accuracy_rows(_buckets(table, set(table["concept"])), accuracies, config)
-    rows = [{"model": model, "bucket": bucket} | asdict(row) for model, bucket, row in found]
-    measures = pd.DataFrame(rows).assign(extractor=instruments.extractor.label)[list(MEASURE_COLUMNS)]
-    models = list(generated)
-    measures = measures.sort_values("model", key=lambda column: column.map(models.index), kind="stable")
-    measures = measures.reset_index(drop=True)
+    measures = _measures_table(found, list(generated), instruments.extractor.label)
     write_table(folder / "measures.parquet", measures)
     write_table(folder / "concept_accuracy.parquet", accuracies)
     return Evaluation(measures=measures, concept_accuracy=accuracies)
@@ -151,6 +150,7 @@ def _extract(
         width, height = image.size
     cache = FeatureCache(folder / "features", extractor, (height, width), config.batch_size)
     return _Features(
+        num_reference=len(real.reference),
         concepts=concepts,
         reference=cache.features([real.reference[place] for place in reference], "features of real images"),
         generated={
@@ -220,6 +220,13 @@ def _accuracy_rows(
     return found
 
 
+def _measures_table(found: Sequence[tuple[str, str, Row]], models: Sequence[str], label: str) -> pd.DataFrame:
+    """One row per model, bucket and metric, model by model."""
+    ordered = sorted(found, key=lambda entry: models.index(entry[0]))
+    rows = [{"model": model, "bucket": bucket} | asdict(row) for model, bucket, row in ordered]
+    return pd.DataFrame(rows).assign(extractor=label)[list(MEASURE_COLUMNS)]
+
+
 def _save_ground(
     ground: CommonGround, features: _Features, extractor: Extractor, config: EvaluateConfig, folder: Path
 ) -> None:
@@ -232,6 +239,7 @@ def _save_ground(
     content = {
         "extractor": {"name": extractor.name, "resize": extractor.resize, "weights_sha256": extractor.weights_sha256},
         "num_features": int(features.reference.shape[1]),
+        "reference_images": features.num_reference,
         "paired_images": len(features.concepts),
         "matched_images": ground.matched_images,
         "pca_directions": k,

@@ -27,7 +27,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import file_hash, replaced
-from ..world.readout import WEIGHTS, Readout
+from ..world.readout import Readout
 from .config import EvaluateConfig
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -80,7 +80,7 @@ def build_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
         wanted = "a readout's folder" if config.extractor == "readout" else "a .safetensors or .pth state dict"
         raise UserError(f"evaluate.weights: the extractor {config.extractor} needs {wanted}")
     if config.extractor == "readout":
-        return readout_extractor(Readout.load(Path(config.weights).expanduser(), device), Path(config.weights))
+        return readout_extractor(Readout.load(Path(config.weights).expanduser(), device))
     assert config.torchvision_model is not None
     return torchvision_extractor(config.torchvision_model, Path(config.weights).expanduser(), device)
 
@@ -132,12 +132,12 @@ def inception_extractor(weights: str | None, device: torch.device) -> Extractor:
     )
 
 
-def readout_extractor(readout: Readout, folder: Path) -> Extractor:
-    """The penultimate features of the embedded world's readout, loaded from `folder`."""
+def readout_extractor(readout: Readout) -> Extractor:
+    """The penultimate features of the embedded world's readout."""
     return Extractor(
         name="readout",
         resize=f"bicubic {readout.resolution}",
-        weights_sha256=file_hash(folder.expanduser() / WEIGHTS),
+        weights_sha256=readout.sha256,
         function=_by_shape(lambda images: torch.from_numpy(readout(images).features)),
     )
 

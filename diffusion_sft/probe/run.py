@@ -82,7 +82,6 @@ class _Work:
 
 def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: _Work, parts: Parts) -> ProbeResult:
     draws = Draws(seed=config.seed, count=config.answers.num_draws, estimator=config.estimator)
-    names = [concept.name for concept in concept_set.concepts]
 
     def count_scores(examples: Sequence[Example]) -> int:
         return num_evaluations([own_caption(example) for example in examples], config.num_draws)
@@ -107,7 +106,7 @@ def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: 
             samples = parts.table(
                 "samples",
                 missed,
-                lambda some: draw_and_read(learner, some, names, config, read_labels),
+                lambda some: draw_and_read(learner, some, config, read_labels),
                 lambda some: num_sample_evaluations(some, config),
             )
     return ProbeResult(

@@ -12,8 +12,8 @@ from ..learner import Cue, Learner
 from ..records import identity_seed
 from .config import ProbeConfig
 
-ReadLabels = Callable[[list[np.ndarray], list[str]], list[str]]
-"""(images, concept names) -> for each image the name of the concept that it shows, "" for none of them."""
+ReadLabels = Callable[[Sequence[np.ndarray], Sequence[str]], list[str]]
+"""(images, the concept that each was drawn for) -> the concept that each shows, "" for none of the set."""
 
 SAMPLE_COLUMNS = ("concept", "rendering", "sample", "seed", "answer", "correct")
 
@@ -21,7 +21,6 @@ SAMPLE_COLUMNS = ("concept", "rendering", "sample", "seed", "answer", "correct")
 def draw_and_read(
     learner: Learner,
     questions: Sequence[Question],
-    concepts: Sequence[str],
     config: ProbeConfig,
     read_labels: ReadLabels,
 ) -> pd.DataFrame:
@@ -30,7 +29,6 @@ def draw_and_read(
     Args:
         learner: draws the pictures.
         questions: whose templates and words make the prompts; sample s takes the concept's rendering s, in turn.
-        concepts: the names that a picture may be read as.
         config: seed and sampling settings.
         read_labels: names what each picture shows.
     """
@@ -48,7 +46,7 @@ def draw_and_read(
         guidance_scale=config.samples.guidance_scale,
         batch_size=config.samples.batch_size,
     )
-    labels = read_labels(images, list(concepts))
+    labels = read_labels(images, [row[0] for row in rows])
     read = [(*row[:4], label, label == row[0]) for row, label in zip(rows, labels, strict=True)]
     return pd.DataFrame(read, columns=list(SAMPLE_COLUMNS))
 

@@ -63,7 +63,7 @@ def exposure_panel(concepts: pd.DataFrame, rule: str, remark: str) -> Panel:
     column, label = SCORE_OF_RULE[rule]
     shown = concepts[np.isfinite(concepts[column].astype(float))]
     tooltips = {}
-    with _panel(WIDE, left=68, bottom=44) as (figure, axes):
+    with _panel(WIDE, left=68, bottom=52) as (figure, axes):
         places = _exposure_axis(axes, shown)
         reference = {"relative": 1.0, "gain": 0.0}.get(rule)
         if reference is not None:
@@ -219,15 +219,15 @@ def _exposure_axis(axes: Axes, concepts: pd.DataFrame) -> np.ndarray:
     last = max(places[seen].max() if seen.any() else first, first + 1)
     decades = range(int(np.ceil(first)), int(np.floor(last)) + 1) if seen.any() else range(0)
     ticks = {float(decade): f"{10**decade:,}" for decade in decades}
-    left = first
-    for label, members in (("unseen", exposure == 0), ("not recorded", np.isnan(exposure))):
+    left, lane = first, max(0.8, 0.2 * (last - first))
+    for label, members in (("unseen", exposure == 0), ("not\nrecorded", np.isnan(exposure))):
         if members.any():
-            left -= 0.8
-            axes.axvspan(left - 0.28, left + 0.28, color=SHADE, linewidth=0, zorder=0)
-            places[members] = left + _jitter(concepts["concept"][members], "lane", 0.2)
+            left -= lane
+            axes.axvspan(left - 0.36 * lane, left + 0.36 * lane, color=SHADE, linewidth=0, zorder=0)
+            places[members] = left + _jitter(concepts["concept"][members], "lane", 0.26 * lane)
             ticks[left] = label
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set(xlim=(left - 0.4, last + 0.2), xlabel="times seen in pretraining")
+    axes.set(xlim=(left - 0.5 * lane, last + 0.2), xlabel="times seen in pretraining")
     axes.grid(False, axis="x")
     return places
 

@@ -7,6 +7,7 @@ missing are named. No scripts, no network, every foreign text escaped.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from tqdm import tqdm
 
 from ..files import write_text
 from ..records import CATEGORIES, RULES, ConceptSet
@@ -22,7 +24,7 @@ from .figures import Interval, Panel, accuracy_panel, exposure_panel, interval_p
 from .findings import findings, measure, metric_name
 from .grids import PICTURE_BYTES, Album, Picture, real_pictures, sample_grids
 from .methods import method_sentences, recorded_settings
-from .run import BASE, MixRun, Run, auroc, rank_correlation, read_run, seen_at_least
+from .run import BASE, Run, auroc, rank_correlation, read_run, seen_at_least
 from .svg import MARKERS
 from .tables import (
     BUCKETS,
@@ -83,36 +85,25 @@ def write_report(run_folder: Path, concept_set: ConceptSet, title: str) -> Path:
     """
     run = read_run(run_folder)
     album, missing = Album(budget=PICTURE_BYTES), list(run.missing)
-    shelves = concept_shelves(run, concept_set, album)
-    grids = sample_grids(run, concept_set, album, missing)
-    page = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            title=title,
-            style=Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8")),
-            run=run,
-            findings=findings(run),
-            shelves=shelves,
-            grids=grids,
-            album=album,
-            missing=missing,
-            facts=key_facts(run),
-            files=table_files(run_folder),
-            exposure=exposure_panels(run),
-            learning=[PanelRow(name=m.name, panels=tuple(learning_panels(m, i))) for i, m in _evaluated(run)],
-            changes=change_rows(run),
-            accuracy=accuracy_panels(run),
-            tables=_tables(run),
-            settings=recorded_settings(run),
-            markers=MARKERS,
-            categories=CATEGORIES,
-            methods=method_sentences(run),
-            seen_at_least=seen_at_least(run.buckets),
-        )
-    )
+    parts: dict[str, Callable[[], Any]] = {
+        "shelves": lambda: concept_shelves(run, concept_set, album),
+        "grids": lambda: sample_grids(run, concept_set, album, missing),
+        "exposure": lambda: exposure_panels(run),
+        "learning": lambda: learning_rows(run),
+        "changes": lambda: change_rows(run),
+        "accuracy": lambda: accuracy_panels(run),
+        "tables": lambda: _tables(run),
+        "findings": lambda: findings(run),
+        "facts": lambda: key_facts(run),
+        "methods": lambda: method_sentences(run),
+        "settings": lambda: recorded_settings(run),
+        "files": lambda: table_files(run_folder),
+    }
+    made = {name: make() for name, make in tqdm(parts.items(), desc="report", disable=None, leave=False)}
+    style = Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8"))
+    template = _environment().get_template("page.html.j2")
     path = run_folder / REPORT
-    write_text(path, page)
+    write_text(path, template.render(made, title=title, style=style, run=run, album=album, missing=missing))
     return path
 
 
@@ -148,6 +139,12 @@ def exposure_panels(run: Run) -> list[Panel]:
     if run.concepts is None:
         return []
     return [exposure_panel(run.concepts, rule, _auroc_remark(run, rule)) for rule in RULES]
+
+
+def learning_rows(run: Run) -> list[PanelRow]:
+    """The learning curves of each mix that was evaluated."""
+    evaluated = [(place, mix) for place, mix in enumerate(run.mixes) if mix.evaluations is not None]
+    return [PanelRow(name=mix.name, panels=tuple(learning_panels(mix, place))) for place, mix in evaluated]
 
 
 def change_rows(run: Run) -> list[PanelRow]:
@@ -196,10 +193,6 @@ def table_files(run_folder: Path) -> list[tuple[str, str]]:
     return [(name, quote(name)) for name in found]
 
 
-def _evaluated(run: Run) -> list[tuple[int, MixRun]]:
-    return [(place, mix) for place, mix in enumerate(run.mixes) if mix.evaluations is not None]
-
-
 def _intervals(run: Run, model: str, metric: str) -> list[Interval]:
     read = ((bucket, measure(run, model, bucket, metric)) for bucket in BUCKETS)
     return [Interval(label=bucket, estimate=estimate) for bucket, estimate in read if estimate is not None]
@@ -246,6 +239,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_printable,
     )
+    environment.globals |= {"markers": MARKERS, "categories": CATEGORIES, "seen_at_least": seen_at_least}
     environment.filters |= {"cut": cut, "coded": _coded, "plural": plural}
     return environment
 
