@@ -237,7 +237,7 @@ def test_readout_features(tmp_path: Path) -> None:
     heads = {"shape": ["circle", "square"], "colour": ["red", "blue"]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        readout = Readout(ReadoutNetwork(heads, num_features=16, width=8), heads, 64, "")
+        readout = Readout(ReadoutNetwork(heads, num_features=16, width=8), heads)
     readout.save(tmp_path, num_features=16, width=8)
     extractor = build_extractor(EvaluateConfig(weights=str(tmp_path)), CPU)
     images = [*pictures(2, 64, 64), *pictures(1, 50, 40)]

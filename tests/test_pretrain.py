@@ -83,7 +83,7 @@ def test_the_autoencoders_pictures_are_the_same_every_time() -> None:
 
 def test_a_readout_comes_back_from_its_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    readout = Readout(ReadoutNetwork(HEADS), HEADS, 64, sha256="")
+    readout = Readout(ReadoutNetwork(HEADS), HEADS, feature_scale=2.0)
     readout.save(tmp_path, num_features=64, width=32)
     again = Readout.load(tmp_path)
     images = labelled_pictures(5, 0, "test").pictures.permute(0, 2, 3, 1).numpy()

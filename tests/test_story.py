@@ -38,7 +38,7 @@ def readout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("readout")
     torch.manual_seed(0)
-    Readout(ReadoutNetwork(HEADS), HEADS, 64, sha256="").save(folder, num_features=64, width=32)
+    Readout(ReadoutNetwork(HEADS), HEADS).save(folder, num_features=64, width=32)
     return folder
 
 

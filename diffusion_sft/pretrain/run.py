@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
@@ -14,7 +15,6 @@ from ..files import replaced_folder, write_json
 from ..records import identity_seed
 from ..world.population import WorldConfig, populate
 from ..world.readout import Readout, ReadoutNetwork
-from ..world.renderer import RESOLUTION
 from .autoencoder import autoencoder_loss, encode_pictures, picture_bank, to_network
 from .captions import CorpusConfig, build_corpus, tokenizer_corpus
 from .components import (
@@ -96,7 +96,8 @@ def pretrain_readout(config: PretrainConfig, vae: AutoencoderKL, folder: Path) -
     fit(network, loss_at, config.readout, folder)
     heldout = labelled_pictures(2000, config.seed, "heldout")
     accuracy = reading_accuracy(network, heldout)
-    return Readout(network, HEADS, RESOLUTION, sha256=""), accuracy
+    unscaled = Readout(network, HEADS)(heldout.pictures.permute(0, 2, 3, 1).numpy()).features
+    return Readout(network, HEADS, feature_scale=float(np.sqrt(unscaled.var(axis=0).mean()))), accuracy
 
 
 def pretrain_denoiser(

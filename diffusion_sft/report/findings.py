@@ -265,10 +265,11 @@ def _trust_sentences(run: Run) -> list[str]:
     rule = run.buckets.get("rule")
     if rule in areas:
         best = max(areas, key=lambda name: areas[name].value)
+        beaten = reading(areas[best])[0] != reading(areas[rule])[0]
         sentences.append(
             f"The rule `{rule}` tells concepts seen at least {seen_at_least(run.buckets)} times from unseen ones with"
             f" an AUROC of {' '.join(reading(areas[rule]))}".rstrip()
-            + (f"; the rule `{best}` does better here ({reading(areas[best])[0]})." if best != rule else ".")
+            + (f"; the largest here is that of `{best}` ({reading(areas[best])[0]})." if beaten else ".")
         )
     if (follows := rank_correlation(run.buckets, str(rule))) is not None:
         sentences.append(

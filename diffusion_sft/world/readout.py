@@ -15,13 +15,15 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import file_hash, read_json, write_json
+from .renderer import RESOLUTION
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadoutOutput:
-    """labels: one word per picture and attribute; confidences alike in [0, 1]; features: float32 (n, d)."""
+    """labels: one word per picture and attribute; confidences alike in [0, 1]; features: float32 (n, d), of unit
+    standard deviation over the world's pictures."""
 
     labels: dict[str, list[str]]
     confidences: dict[str, np.ndarray]
@@ -52,12 +54,20 @@ class ReadoutNetwork(nn.Module):
 class Readout:
     """A trained readout: pictures to words and features."""
 
+    resolution = RESOLUTION
+
     def __init__(
-        self, network: ReadoutNetwork, heads: Mapping[str, Sequence[str]], resolution: int, sha256: str
+        self,
+        network: ReadoutNetwork,
+        heads: Mapping[str, Sequence[str]],
+        *,
+        feature_scale: float = 1.0,
+        sha256: str = "",
     ) -> None:
         self.network = network.eval()
         self.heads = {name: list(words) for name, words in heads.items()}
-        self.resolution = resolution
+        self.feature_scale = feature_scale
+        """Features are divided by it, so that distances do not depend on the network's arbitrary scale."""
         self.sha256 = sha256
 
     @classmethod
@@ -68,14 +78,20 @@ class Readout:
         try:
             network = ReadoutNetwork(config["heads"], config["num_features"], config["width"])
             network.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+            scale = float(config["feature_scale"])
         except (KeyError, OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: not a readout ({' '.join(str(error).split())[:200]})") from None
-        return cls(network.to(device), config["heads"], config["resolution"], file_hash(weights))
+        return cls(network.to(device), config["heads"], feature_scale=scale, sha256=file_hash(weights))
 
     def save(self, folder: Path, num_features: int, width: int) -> None:
         """Write the folder that `load` reads, weights in half precision."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"heads": self.heads, "num_features": num_features, "width": width, "resolution": self.resolution}
+        config = {
+            "heads": self.heads,
+            "num_features": num_features,
+            "width": width,
+            "feature_scale": self.feature_scale,
+        }
         write_json(folder / CONFIG, config)
         save_file({n: v.half().cpu().contiguous() for n, v in self.network.state_dict().items()}, folder / WEIGHTS)
 
@@ -93,7 +109,7 @@ class Readout:
         for start in range(0, len(images), batch_size):
             pictures = torch.from_numpy(np.stack(list(images[start : start + batch_size]))).to(device)
             logits, block = self.network(self._prepare(pictures))
-            features.append(block.float().cpu().numpy())
+            features.append(block.float().cpu().numpy() / self.feature_scale)
             for name, words in self.heads.items():
                 best = logits[name].float().softmax(dim=1).max(dim=1)
                 labels[name] += [words[i] for i in best.indices.tolist()]
@@ -107,7 +123,7 @@ class Readout:
 
     def _prepare(self, pictures: torch.Tensor) -> torch.Tensor:
         pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        size = (self.resolution, self.resolution)
+        size = (RESOLUTION, RESOLUTION)
         if pixels.shape[2:] == size:
             return pixels
         return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)

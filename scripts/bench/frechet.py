@@ -41,21 +41,22 @@ def clean_fids_distance(first: np.ndarray, second: np.ndarray) -> float:
         return float(clean_fids(*moments))
 
 
-def seconds(distance: Distance, first: np.ndarray, second: np.ndarray, repeats: int) -> tuple[float, float]:
-    """The distance and the median of its wall times."""
-    times = []
+def seconds(distance: Distance, first: np.ndarray, second: np.ndarray, repeats: int) -> tuple[float, float, float]:
+    """The distance, and the medians of its wall and of its processor times."""
+    wall, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        starts = time.perf_counter(), time.process_time()
         value = distance(first, second)
-        times.append(time.perf_counter() - start)
-    return value, float(np.median(times))
+        wall.append(time.perf_counter() - starts[0])
+        processor.append(time.process_time() - starts[1])
+    return value, float(np.median(wall)), float(np.median(processor))
 
 
 def speed(sizes: list[int]) -> None:
     """Print value and seconds of both on the same non-negative float32 features."""
-    print(
-        f"{'n':>5} {'clean-fid':>12} {'ours':>12} {'difference':>11} {'clean-fid s':>12} {'ours s':>9} {'ratio':>7}"
-    )
+    print(f"{'':43} {'wall seconds':^27} {'processor seconds':^27}")
+    times = f"{'clean-fid':>10} {'ours':>8} {'ratio':>7}"
+    print(f"{'n':>5} {'clean-fid':>12} {'ours':>12} {'difference':>11} {times} {times}")
     deviations = np.sqrt(power_spectrum(0.9))
     for n in sizes:
         generator = np.random.default_rng(n)
@@ -64,13 +65,13 @@ def speed(sizes: list[int]) -> None:
             np.maximum(generator.normal(size=(n, NUM_DIMS)) * deviations @ mixing + offset, 0).astype(np.float32)
             for offset in (0.1, 0.15)
         )
-        ours, our_seconds = seconds(frechet_distance, first, second, 5)
-        theirs, their_seconds = seconds(clean_fids_distance, first, second, 1)
-        print(
-            f"{n:5d} {theirs:12.6f} {ours:12.6f} {ours - theirs:11.1e} {their_seconds:12.2f} {our_seconds:9.4f} "
-            f"{their_seconds / our_seconds:6.0f}x",
-            flush=True,
-        )
+        ours, *our_seconds = seconds(frechet_distance, first, second, 5)
+        theirs, *their_seconds = seconds(clean_fids_distance, first, second, 1)
+        columns = [
+            f"{their:10.2f} {our:8.4f} {their / our:6.0f}x"
+            for their, our in zip(their_seconds, our_seconds, strict=True)
+        ]
+        print(f"{n:5d} {theirs:12.6f} {ours:12.6f} {ours - theirs:11.1e} {' '.join(columns)}", flush=True)
 
 
 class Populations:
