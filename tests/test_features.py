@@ -25,6 +25,7 @@ from diffusion_sft.evaluate.features import (
     build_extractor,
     clean_resize,
     inception_extractor,
+    readout_extractor,
     torchvision_extractor,
 )
 from diffusion_sft.files import file_hash
@@ -245,6 +246,9 @@ def test_readout_features(tmp_path: Path) -> None:
     expected = np.concatenate([loaded(np.stack(images[:2])).features, loaded(images[2][None]).features])
     np.testing.assert_allclose(extractor(images), expected, rtol=1e-5, atol=1e-6)
     assert extractor.label == f"readout, bicubic 64, weights {loaded.sha256[:12]}"
+    scaled = readout_extractor(Readout(loaded.network, heads, feature_scale=2.5, sha256=loaded.sha256))
+    np.testing.assert_allclose(scaled(images), expected / 2.5, rtol=1e-5, atol=1e-6)
+    assert scaled.label == f"readout / 2.5, bicubic 64, weights {loaded.sha256[:12]}"
 
 
 def test_an_extractor_must_return_finite_rows() -> None:

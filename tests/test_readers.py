@@ -35,7 +35,7 @@ def test_readout_reader_names_the_look_and_prefers_the_asked_one() -> None:
 
     class Fixed(Readout):
         def __init__(self, looks: list[tuple[str, str]]) -> None:
-            super().__init__(ReadoutNetwork(heads, num_features=8, width=8), heads, 16, "")
+            super().__init__(ReadoutNetwork(heads, num_features=8, width=8), heads)
             self.looks = looks
 
         def __call__(self, images: Any, batch_size: int = 256) -> Any:

@@ -134,8 +134,10 @@ def inception_extractor(weights: str | None, device: torch.device) -> Extractor:
 
 def readout_extractor(readout: Readout) -> Extractor:
     """The penultimate features of the embedded world's readout."""
+    # The scale is not among the weights, and features of two scales must never meet in one cache.
+    scale = "" if readout.feature_scale == 1 else f" / {readout.feature_scale:.6g}"
     return Extractor(
-        name="readout",
+        name=f"readout{scale}",
         resize=f"bicubic {readout.resolution}",
         weights_sha256=readout.sha256,
         function=_by_shape(lambda images: torch.from_numpy(readout(images).features)),

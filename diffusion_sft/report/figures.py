@@ -135,7 +135,7 @@ def interval_panel(title: str, identity: str, rows: Sequence[Interval], limits: 
         axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=limits)
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, signed=True)))
     texts = [f"{row.label}: {' '.join(reading(row.estimate, signed=True))}" for row in rows]
     tooltips = {f"row-{place}": [text] for place, text in enumerate(texts)}
@@ -241,7 +241,7 @@ def _score_axis(axes: Axes, concepts: pd.DataFrame, column: str, label: str) -> 
     else:
         if column == "gain_nats" and typical > 0 and np.abs(values).max() > 30 * typical:
             # a few words that mislead the base by hundreds of nats would flatten everybody else
-            unit = 10 ** np.floor(np.log10(typical))
+            unit = 10 ** np.ceil(np.log10(typical))
             axes.set_yscale("symlog", linthresh=unit, linscale=0.6)
             label += ", logarithmic"
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
@@ -249,7 +249,9 @@ def _score_axis(axes: Axes, concepts: pd.DataFrame, column: str, label: str) -> 
 
 
 def _tick(value: float, signed: bool = False) -> str:
-    return f"{value:{'+' if signed and value else ''},.6g}".replace("-", "−")
+    thousands = abs(value) >= 10_000
+    text = f"{value / 1000 if thousands else value:{'+' if signed and value else ''},.6g}"
+    return text.replace("-", "−") + ("k" if thousands else "")
 
 
 def _jitter(names: pd.Series, purpose: str, width: float) -> np.ndarray:

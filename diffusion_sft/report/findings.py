@@ -12,8 +12,8 @@ from typing import Literal
 import pandas as pd
 
 from ..records import CATEGORIES, RULES, UNKNOWN
-from .run import BASE, MixRun, Run, auroc, rank_correlation, seen_at_least
-from .wording import Estimate, difference, listing, plural, reading, share, share_reading
+from .run import MixRun, Run, auroc, rank_correlation, seen_at_least
+from .wording import BASE, Estimate, difference, listing, plural, reading, share, share_reading
 
 METRIC_NAMES = {
     "fid": "FID",

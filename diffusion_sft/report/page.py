@@ -24,7 +24,7 @@ from .figures import Interval, Panel, accuracy_panel, exposure_panel, interval_p
 from .findings import findings, measure, metric_name
 from .grids import PICTURE_BYTES, Album, Picture, real_pictures, sample_grids
 from .methods import method_sentences, recorded_settings
-from .run import BASE, Run, auroc, rank_correlation, read_run, seen_at_least
+from .run import Run, auroc, rank_correlation, read_run, seen_at_least
 from .svg import MARKERS
 from .tables import (
     BUCKETS,
@@ -36,7 +36,7 @@ from .tables import (
     rule_table,
     verdict_table,
 )
-from .wording import cut, number, plural, printable, reading, share
+from .wording import BASE, cut, model_name, number, plural, printable, reading, share
 
 REPORT = "report.html"
 CARDS = 24
@@ -157,7 +157,7 @@ def change_rows(run: Run) -> list[PanelRow]:
         by_model = {model: _intervals(run, model, metric) for model in run.models if model != BASE}
         limits = shared_limits([row.estimate for intervals in by_model.values() for row in intervals])
         panels = tuple(
-            interval_panel(model, f"change-{metric}-{place}", intervals, limits)
+            interval_panel(model_name(model), f"change-{metric}-{place}", intervals, limits)
             for place, (model, intervals) in enumerate(by_model.items())
             if intervals
         )
@@ -180,7 +180,7 @@ def accuracy_panels(run: Run) -> list[Panel]:
             name for mix in run.mixes if mix.name == model for names in mix.composition.values() for name in names
         }
         if len(pairs):
-            panels.append(accuracy_panel(model, f"accuracy-{place}", pairs, trained))
+            panels.append(accuracy_panel(model_name(model), f"accuracy-{place}", pairs, trained))
     return panels
 
 
@@ -240,7 +240,7 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals |= {"markers": MARKERS, "categories": CATEGORIES, "seen_at_least": seen_at_least}
-    environment.filters |= {"cut": cut, "coded": _coded, "plural": plural}
+    environment.filters |= {"cut": cut, "coded": _coded, "plural": plural, "model": model_name}
     return environment
 
 

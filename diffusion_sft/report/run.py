@@ -18,10 +18,7 @@ import pandas as pd
 from ..errors import UserError
 from ..files import read_json, read_table
 from ..records import RULES, UNKNOWN
-from .wording import Estimate
-
-BASE = "base"
-"""The name under which the model before fine-tuning stands in the evaluation's tables."""
+from .wording import BASE, Estimate
 
 SCORES = ("example_id", "concept", "estimator", "num_draws", "num_dims", "error_nats", "gain_nats")
 ANSWERS = ("concept", "rendering", "num_candidates", "answer", "correct")

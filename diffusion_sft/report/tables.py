@@ -12,7 +12,7 @@ import pandas as pd
 from ..records import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, RULES, UNKNOWN, WEAKLY_KNOWN
 from .findings import Change, Outcome, image_change, learning_change, measure, metric_name
 from .run import Run, auroc, kappa, rank_correlation
-from .wording import DASH, NO_BREAK, Estimate, fixed, listing, number, reading, share, share_reading
+from .wording import DASH, NO_BREAK, Estimate, fixed, listing, model_name, number, reading, share, share_reading
 
 ROWS = 300
 """A longer table is cut to this many rows on the page; its CSV is not."""
@@ -158,7 +158,7 @@ def accuracy_table(accuracy: pd.DataFrame, run: Run) -> Table:
     return Table(
         identity="accuracy",
         title="Images read correctly, per concept",
-        columns=("concept", *models),
+        columns=("concept", *(model_name(model) for model in models)),
         groups=(Group(rows=tuple(rows)),),
         remarks=_cut_remark(labels),
     )
@@ -213,7 +213,7 @@ def _grouped(measures: pd.DataFrame, run: Run, metrics: Sequence[str], with_size
             if (of_model := here[here["model"] == model]).empty:
                 continue
             cells = [_measure_cell(run, model, bucket, metric) for metric in metrics]
-            rows.append((_heading(model), *((_sizes(of_model),) if with_sizes else ()), *cells))
+            rows.append((_heading(model_name(model)), *((_sizes(of_model),) if with_sizes else ()), *cells))
         groups.append(Group(rows=tuple(rows), heading=bucket))
     return tuple(groups)
 
@@ -224,7 +224,7 @@ def _measure_cell(run: Run, model: str, bucket: str, metric: str) -> Cell:
         return _change_cell(image_change(run, model, bucket, metric))
     if estimate is None:
         return Cell(text=DASH)
-    if metric == "accuracy" or metric.endswith("_share"):
+    if metric == "accuracy" or "_share" in metric:
         text, under = share_reading(estimate)
     else:
         text, under = reading(estimate)

@@ -14,6 +14,9 @@ DASH = "–"
 NO_BREAK = "\u00a0"
 """Between a number and its unit and inside an interval, where no line may break."""
 
+BASE = "base"
+"""The name under which the model before fine-tuning stands in the evaluation's tables."""
+
 NAME_LENGTH = 60
 """Names of concepts and answers are cut to this many characters on the page; the tables beside it are not cut."""
 
@@ -100,6 +103,11 @@ def share_reading(estimate: Estimate, signed: bool = False) -> tuple[str, str]:
         return value, ""
     low, high = (fixed(100 * end, 0, signed) for end in (estimate.low, estimate.high))
     return value, f"[{low},{NO_BREAK}{high}]"
+
+
+def model_name(model: str) -> str:
+    """How a model is called where buckets stand beside it: a mix may be named like a bucket."""
+    return model if model == BASE else f"mix {model}"
 
 
 def plural(count: int, noun: str) -> str:
