@@ -129,7 +129,7 @@ def test_a_real_pipelines_tables_do_not_depend_on_order_or_batch_size(
     """Gains to 1e-3 nats and errors to a relative 1e-5, the rounding of float32 sums; answers exactly."""
     learner, concepts = DiffusionLearner.load(tiny_pipeline), real_set(tiny_set)
     turned = ConceptSet(concepts=concepts.concepts[::-1], examples=concepts.examples[::-1])
-    config = replace(CONFIG, num_draws=4, answers=replace(CONFIG.answers, num_renderings=2, num_draws=4))
+    config = replace(CONFIG, num_draws=6, answers=replace(CONFIG.answers, num_renderings=2, num_draws=4))
     first = probe(learner, concepts, config, tmp_path / "first")
     second = probe(learner, turned, replace(config, batch_size=7), tmp_path / "second")
     pd.testing.assert_frame_equal(first.scores, second.scores, rtol=1e-5, atol=1e-3)

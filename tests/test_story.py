@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusion_sft.cli import main
 
 QUICK = [
-    "probe.num_draws=4",
+    "probe.num_draws=8",
     "probe.answers.num_draws=2",
     "probe.answers.num_renderings=2",
     "probe.answers.num_candidates=6",
