@@ -135,9 +135,14 @@ def test_a_real_pipelines_tables_do_not_depend_on_order_or_batch_size(
     pd.testing.assert_frame_equal(first.scores, second.scores, rtol=1e-5, atol=1e-3)
     pd.testing.assert_frame_equal(first.answers, second.answers, rtol=1e-5, atol=1e-3)
     assert first.scores.num_dims.unique().tolist() == [256]
-    assert first.scores.null_error_se_nats.isna().all()  # two levels tell no standard error
-    # 8 examples × (∅, caption) × 4 draws, and 8 questions × 5 candidates (∅ among them) × 4 draws.
-    assert "224 network evaluations" in capsys.readouterr().err
+    assert (first.scores.null_error_se_nats > 0).all()
+    # 8 examples × (∅, caption) × 6 draws, and 8 questions × 5 candidates (∅ among them) × 4 draws.
+    assert "256 network evaluations" in capsys.readouterr().err
+
+
+def test_two_levels_tell_no_standard_error() -> None:
+    with pytest.raises(ValueError, match="at least 6"):
+        ProbeConfig(num_draws=4)
 
 
 def test_naive_readings_have_no_opinion(tmp_path: Path) -> None:

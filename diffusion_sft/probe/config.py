@@ -49,6 +49,8 @@ class ProbeConfig:
                 even = " and even (draws come in pairs ±ε)" if antithetic else ""
                 raise ValueError(f"{name} must be at least 1{even}, not {count}")
         if antithetic and self.num_draws < 6:
-            raise ValueError(f"num_draws must be at least 6 (three pairs ±ε) for a standard error, not {self.num_draws}")
+            raise ValueError(
+                f"num_draws must be at least 6 (three pairs ±ε) for a standard error, not {self.num_draws}"
+            )
         if self.batch_size < 1 or (self.max_examples_per_concept is not None and self.max_examples_per_concept < 1):
             raise ValueError("batch_size and max_examples_per_concept must be at least 1")
