@@ -8,7 +8,7 @@ class and no concrete learner; the concrete ones in `learners/` never import eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from .records import Draws, Example
 
 NULL_CUE = ""
 """The empty caption ∅."""
+
+
+ReadLabels = Callable[[Sequence[np.ndarray], Sequence[str]], list[str]]
+"""Takes uint8 (height, width, 3) images and the concept that each was made for; returns a concept name each, "" for
+none."""
 
 
 @dataclass(frozen=True, kw_only=True)

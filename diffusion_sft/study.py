@@ -22,7 +22,6 @@ from .concepts import ConceptsConfig, read_concept_set
 from .evaluate import (
     Extractor,
     Instruments,
-    ReadLabels,
     build_extractor,
     distance_table,
     evaluate,
@@ -36,6 +35,7 @@ from .files import file_hash, read_json, read_table, write_json, write_table
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
 from .finetune.mixes import Mix, MixConfig, compose
+from .learner import ReadLabels
 from .learners.diffusion import DiffusionLearner
 from .machine import evaluations_per_second, hardware, pick_device, versions
 from .plan import StudyConfig, network_evaluations

@@ -4,7 +4,7 @@ from .config import EvaluateConfig
 from .evaluation import Evaluation, Instruments, evaluate
 from .features import Extractor, build_extractor
 from .generation import GeneratedImage, generate_images, read_generated
-from .readers import ReadLabels, nearest_concept_reader, readout_reader
+from .readers import nearest_concept_reader, readout_reader
 from .table import distance_table
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Extractor",
     "GeneratedImage",
     "Instruments",
-    "ReadLabels",
     "build_extractor",
     "distance_table",
     "evaluate",

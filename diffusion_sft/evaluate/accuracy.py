@@ -11,8 +11,8 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..concepts.images import load_image
+from ..learner import ReadLabels
 from .generation import GeneratedImage
-from .readers import ReadLabels
 from .rows import Row, missing
 
 NUM_BOOTSTRAP = 4000

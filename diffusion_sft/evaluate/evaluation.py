@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import replaced, write_json, write_table
+from ..learner import ReadLabels
 from ..records import CATEGORIES, ConceptSet, identity_seed
 from .accuracy import ACCURACY_COLUMNS, accuracy, accuracy_change, read_accuracy
 from .cache import FeatureCache
@@ -23,7 +24,6 @@ from .features import Extractor
 from .generation import GeneratedImage
 from .ground import common_ground, pair_up, real_images
 from .measures import Measured, measure, paired_changes
-from .readers import ReadLabels
 from .rows import Row
 
 BASE = "base"

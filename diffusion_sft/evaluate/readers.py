@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..learner import ReadLabels
 from ..numerics.neighbours import squared_distances
 from ..records import Concept
 from ..world.readout import Readout
 from .features import Extractor
-
-ReadLabels = Callable[[Sequence[np.ndarray], Sequence[str]], list[str]]
-"""Takes uint8 (height, width, 3) images and the concept that each was made for; returns a concept name each, "" for
-none."""
 
 
 def readout_reader(readout: Readout, concepts: Sequence[Concept]) -> ReadLabels:

@@ -35,7 +35,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     Raises:
         ValueError: fewer than two rows, different d, or a value that is not finite.
     """
-    first, second = _checked(first), _checked(second)
+    first, second = checked_features(first), checked_features(second)
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"features of {first.shape[1]} and of {second.shape[1]} dimensions")
     difference = first.mean(axis=0) - second.mean(axis=0)
@@ -52,7 +52,7 @@ class FrechetPoints:
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        features = _checked(features)
+        features = checked_features(features)
         # The distance does not depend on the origin, but rounding does.
         self._features = features - features.mean(axis=0)
         self.num_dims = features.shape[1]
@@ -157,7 +157,7 @@ def principal_directions(features: np.ndarray, num_directions: int) -> np.ndarra
     Raises:
         ValueError: fewer than num_directions + 1 rows, or more directions than dimensions.
     """
-    features = _checked(features)
+    features = checked_features(features)
     if not 1 <= num_directions <= min(len(features) - 1, features.shape[1]):
         raise ValueError(
             f"{num_directions} directions from {features.shape[0]} rows of {features.shape[1]} dimensions"
@@ -166,7 +166,8 @@ def principal_directions(features: np.ndarray, num_directions: int) -> np.ndarra
     return np.ascontiguousarray(directions[:num_directions].T)
 
 
-def _checked(features: np.ndarray) -> np.ndarray:
+def checked_features(features: np.ndarray) -> np.ndarray:
+    """Features as finite float64 (n, d) with n of at least 2; ValueError otherwise."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"expected at least two rows of features, not an array of shape {features.shape}")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .frechet import checked_features
 from .resampling import Replicates, Rows
 
 BLOCK_ROWS = 1024
@@ -33,7 +34,7 @@ def kernel_distance(real: np.ndarray, generated: np.ndarray) -> float:
     Args:
         real, generated: (n, d) and (m, d) rows drawn independently, n, m >= 2.
     """
-    real, generated = _checked(real), _checked(generated)
+    real, generated = checked_features(real), checked_features(generated)
     within = 0.0
     for side in (real, generated):
         everyone = np.zeros(len(side), dtype=np.int64)
@@ -55,7 +56,7 @@ def kernel_replicates(
     Raises:
         ValueError: a leave-out without two slots of one stratum or of two.
     """
-    real, generated = _checked(real), _checked(generated)
+    real, generated = checked_features(real), checked_features(generated)
     group_of = np.empty(len(real), dtype=np.int64)
     for number, group in enumerate(groups):
         group_of[group] = number
@@ -84,7 +85,7 @@ def hoeffding_standard_error(real: np.ndarray, generated: np.ndarray) -> float:
     h_x(i) = mean_{j≠i} k(x_i, x_j) - mean_j k(x_i, y_j), and h_y alike. It is for independent rows (no strata),
     and misses the second order, which is all there is between equal populations.
     """
-    real, generated = _checked(real), _checked(generated)
+    real, generated = checked_features(real), checked_features(generated)
     across = cubic_kernel(real, generated)
     variance = 0.0
     for side, other_means in ((real, across.mean(axis=1)), (generated, across.mean(axis=0))):
@@ -118,12 +119,3 @@ def _left(sums: np.ndarray) -> np.ndarray:
     total = sums.sum()
     left = total - sums.sum(axis=0) - sums.sum(axis=1) + np.diag(sums)
     return np.concatenate([[total], left]).astype(np.float64)
-
-
-def _checked(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"expected at least two rows of features, not an array of shape {features.shape}")
-    if not np.isfinite(features).all():
-        raise ValueError("the features hold a value that is not finite")
-    return features

@@ -2,7 +2,7 @@
 
 from .config import ProbeConfig, SampleConfig
 from .run import ProbeResult, probe
-from .samples import SAMPLE_COLUMNS, ReadLabels
+from .samples import SAMPLE_COLUMNS
 from .scores import SCORE_COLUMNS
 
-__all__ = ["SAMPLE_COLUMNS", "SCORE_COLUMNS", "ProbeConfig", "ProbeResult", "ReadLabels", "SampleConfig", "probe"]
+__all__ = ["SAMPLE_COLUMNS", "SCORE_COLUMNS", "ProbeConfig", "ProbeResult", "SampleConfig", "probe"]

@@ -19,12 +19,12 @@ import pandas as pd
 from ..answers import Question, answer, make_questions
 from ..errors import UserError
 from ..files import file_hash, read_json, read_table, write_json, write_table
-from ..learner import NULL_CUE, Learner, Query
+from ..learner import NULL_CUE, Learner, Query, ReadLabels
 from ..records import HELDOUT, ConceptSet, Draws, Example
 from ..settings import settings_dict
 from .config import ProbeConfig
 from .parts import Parts
-from .samples import SAMPLE_COLUMNS, ReadLabels, draw_and_read, num_sample_evaluations
+from .samples import SAMPLE_COLUMNS, draw_and_read, num_sample_evaluations
 from .scores import own_caption, score
 
 TABLES = ("scores", "answers", "samples")

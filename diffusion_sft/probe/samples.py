@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from ..answers import Question, fill
-from ..learner import Cue, Learner
+from ..learner import Cue, Learner, ReadLabels
 from ..records import identity_seed
 from .config import ProbeConfig
-
-ReadLabels = Callable[[Sequence[np.ndarray], Sequence[str]], list[str]]
-"""(images, the concept that each was drawn for) -> the concept that each shows, "" for none of the set."""
 
 SAMPLE_COLUMNS = ("concept", "rendering", "sample", "seed", "answer", "correct")
 
