@@ -20,16 +20,23 @@ VERBS = {
     "generate": "draw pictures from prompts with a base, a fine-tuned pipeline or a LoRA",
     "evaluate": "FID, KID, coverage and accuracy per bucket, before and after",
     "report": "write the page from the tables that are there",
+    "data check": "show what a concept set was read as: counts, sizes, captions, near-duplicates, a contact sheet",
+    "cache fill": "encode images and captions once, so that runs start at once and train faster",
+    "cache verify": "check every file of a cache against its manifest",
+    "cache clear": "remove a cache",
     "world": "write the embedded world as an ordinary ImageFolder",
     "pretrain": "train a base on the embedded world from nothing",
     "doctor": "check this installation: versions, devices, disk, and that a base draws",
 }
+GROUPS = {"data": "look at concept sets", "cache": "keep encoded images and captions on disk"}
+"""First words of the verbs of two words."""
 STUDY_VERBS = ("study", "probe", "bucket", "evaluate", "report")
 EXAMPLES = """examples:
   diffusion-sft study configs/quickstart.yaml
   diffusion-sft study configs/sd15.yaml base=/models/stable-diffusion-v1-5 concepts.path=/data/my-photos
   diffusion-sft probe base=/models/sd15 concepts.path=/data/my-photos output_dir=runs/mine
   diffusion-sft finetune configs/finetune.yaml concepts.path=/data/my-photos method=lora rank=8
+  diffusion-sft data check concepts.path=/data/my-photos
   diffusion-sft finetune --settings          every setting with its default and meaning
 
 probe, bucket, evaluate and report take a study's settings and do the stages before them where those are missing.
@@ -40,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.verb = " ".join(word for word in (options.verb, getattr(options, "action", None)) if word)
     try:
         return _run(options)
     except UserError as error:
@@ -63,16 +71,25 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    groups: dict[str, Any] = {}
+    for name, text in GROUPS.items():
+        group = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        groups[name] = group.add_subparsers(dest="action", required=True, metavar="ACTION")
     for verb, text in VERBS.items():
-        sub = verbs.add_parser(
-            verb,
+        first, _, action = verb.partition(" ")
+        sub = (groups[first] if action else verbs).add_parser(
+            action or first,
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog="Settings are read from the YAML file, then from key=value, nested keys with dots.",
         )
         sub.add_argument("settings", nargs="*", metavar="config.yaml | key=value", help="a file and overrides")
         sub.add_argument("--out", metavar="DIR", help="short for output_dir=DIR")
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+        sub.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the resolved settings, what a finetune will need, and stop",
+        )
         sub.add_argument("--settings", dest="explain", action="store_true", help="list every setting and stop")
     return parser
 
@@ -91,6 +108,10 @@ def _run(options: argparse.Namespace) -> int:
     config: Any = load_settings(schema, Path(files[0]) if files else None, overrides)
     if options.dry_run:
         print(settings_yaml(config), end="")
+        if options.verb == "finetune" and config.pretrained_model_name_or_path and config.concepts.given:
+            from .commands import plan_finetune
+
+            print(plan_finetune(config))
         return 0
     return _perform(options.verb, config)
 

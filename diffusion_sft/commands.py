@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from PIL import Image
 
 from .concepts import read_concept_set
+from .concepts.data_check import DataCheckConfig, check_data
 from .errors import UserError
 from .files import read_table, replaced
-from .finetune.acceleration import process_device
+from .finetune.begin import dry_plan
 from .finetune.command import FinetuneCommandConfig
+from .finetune.encodings import to_encode
+from .finetune.estimate import size
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
-from .finetune.mixes import compose
+from .finetune.mixes import Mix, compose
 from .learner import Cue
+from .learners.cache import CacheReport, cache_encodings, clear_cache, verify_cache
 from .learners.diffusion import DiffusionLearner
+from .learners.tokens import token_counter
 from .machine import hardware, pick_device, versions
 from .pretrain.run import PretrainConfig, pretrain
-from .records import identity_seed
+from .processes import process_device
+from .records import ConceptSet, identity_seed
 from .world.population import WorldConfig
 from .world.write import write_world
 
@@ -86,25 +94,81 @@ def run_pretrain(config: PretrainCommandConfig) -> int:
 
 def run_finetune(config: FinetuneCommandConfig) -> int:
     """Fine-tune on a folder of captioned images, or on a mix of its buckets."""
-    if not config.pretrained_model_name_or_path:
-        raise UserError("pretrained_model_name_or_path is empty: give a pipeline folder or a Hub id")
-    result = read_concept_set(config.concepts)
-    for note in (*result.notes, *(str(problem) for problem in result.problems)):
-        print(f"note: {note}")
-    labels = read_table(Path(config.concepts_table)) if config.concepts_table else None
-    mix = compose(config.mix, labels, result.concept_set, config.seed)
-    exam = make_exam(mix, labels, result.concept_set, config, config.answers)
-    learner = DiffusionLearner.load(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        device=process_device(),
-        resolution=config.resolution,
-    )
+    learner = _base_of(config)
+    concept_set, labels, mix = _mix_of(config)
+    exam = make_exam(mix, labels, concept_set, config, config.answers)
     folder = Path(config.output_dir)
     summary = finetune(learner, mix, exam, config, folder)
     print(f"{folder}: {summary['updates']} updates on {len(mix.examples)} images of {len(mix.categories)} concepts")
     return 0
+
+
+def plan_finetune(config: FinetuneCommandConfig) -> str:
+    """What the run will need of memory, disk and updates, without starting it."""
+    return dry_plan(_base_of(config), _mix_of(config)[2], config, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def run_data_check(config: DataCheckConfig) -> int:
+    """Show what a concept set is read as."""
+    return check_data(config, token_counter(config.base, config.revision) if config.base else None)
+
+
+def run_cache_fill(config: FinetuneCommandConfig) -> int:
+    """Encode what a run with these settings will need."""
+    folder = _cache_folder(config)
+    learner = _base_of(config)
+    _, _, mix = _mix_of(config)
+    items, captions = to_encode(mix, config, learner.resolution)
+    return _told(folder, cache_encodings(learner, items, captions, folder))
+
+
+def run_cache_verify(config: FinetuneCommandConfig) -> int:
+    """Check a cache; 1 where something is wrong with it."""
+    folder = _cache_folder(config)
+    return _told(folder, verify_cache(folder))
+
+
+def run_cache_clear(config: FinetuneCommandConfig) -> int:
+    """Empty a cache."""
+    folder = _cache_folder(config)
+    print(f"{folder}: {clear_cache(folder)} entries removed")
+    return 0
+
+
+def _base_of(config: FinetuneCommandConfig) -> DiffusionLearner:
+    if not config.pretrained_model_name_or_path:
+        raise UserError("pretrained_model_name_or_path is empty: give a pipeline folder or a Hub id")
+    return DiffusionLearner.load(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        single_file_config=config.single_file_config,
+        device=process_device(),
+        resolution=config.resolution,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+    )
+
+
+def _mix_of(config: FinetuneCommandConfig) -> tuple[ConceptSet, pd.DataFrame | None, Mix]:
+    result = read_concept_set(config.concepts)
+    for note in (*result.notes, *(str(problem) for problem in result.problems)):
+        print(f"note: {note}")
+    labels = read_table(Path(config.concepts_table)) if config.concepts_table else None
+    return result.concept_set, labels, compose(config.mix, labels, result.concept_set, config.seed)
+
+
+def _cache_folder(config: FinetuneCommandConfig) -> Path:
+    if not config.cache_dir:
+        raise UserError("cache_dir is empty: give the folder of the cache")
+    return Path(config.cache_dir)
+
+
+def _told(folder: Path, report: CacheReport) -> int:
+    print(f"{folder}: {report.num_entries} entries, {size(report.num_bytes)}")
+    for what, names in (("damaged", report.damaged), ("missing", report.missing)):
+        for name in names:
+            print(f"{what}: {name} (made anew when a run asks for it)")
+    return int(bool(report.damaged or report.missing))
 
 
 def run_generate(config: GenerateConfig) -> int:
@@ -157,6 +221,10 @@ SCHEMAS: dict[str, type] = {
     "world": WorldCommandConfig,
     "pretrain": PretrainCommandConfig,
     "finetune": FinetuneCommandConfig,
+    "data check": DataCheckConfig,
+    "cache fill": FinetuneCommandConfig,
+    "cache verify": FinetuneCommandConfig,
+    "cache clear": FinetuneCommandConfig,
     "generate": GenerateConfig,
     "doctor": DoctorConfig,
 }
@@ -164,6 +232,10 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "world": run_world,
     "pretrain": run_pretrain,
     "finetune": run_finetune,
+    "data check": run_data_check,
+    "cache fill": run_cache_fill,
+    "cache verify": run_cache_verify,
+    "cache clear": run_cache_clear,
     "generate": run_generate,
     "doctor": run_doctor,
 }

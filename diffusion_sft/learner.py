@@ -8,10 +8,11 @@ class and no concrete learner; the concrete ones in `learners/` never import eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,6 +84,38 @@ class TrainingItem:
     visit: int
     """How often the run came to this example before; with the seed and the example's id it decides timestep and
     noise, so that an example that occurs twice in one batch gets two draws."""
+    flipped: bool = False
+    """Whether the image is mirrored left to right."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels that the image is fitted to (aspect-ratio buckets); None: the learner's square. All
+    items of one batch have the same."""
+    weight: float = 1.0
+    """What the training loop multiplies the item's loss by (prior_loss_weight of regularisation images)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How a training loss weighs noise levels, under the names of diffusers' scripts."""
+
+    snr_gamma: float | None = None
+    """γ of Min-SNR-γ (Hang et al., 2023); None weighs all timesteps alike."""
+    noise_offset: float = 0.0
+    """Scale of noise that is constant over each channel and added to ε (Guttenberg, 2023)."""
+
+
+PLAIN_OBJECTIVE = Objective()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """How a target is sent into noise and brought back by the deterministic DDIM sampler, without guidance."""
+
+    kind: Literal["inversion", "sdedit"]
+    """inversion: along the DDIM trajectory and back. sdedit: noised once (with the draws' noise) and denoised."""
+    num_inference_steps: int = 50
+    """Steps of the whole trajectory; a partial one takes its share of them."""
+    strength: float = 1.0
+    """Share of the trajectory that is gone through, as in diffusers' image-to-image pipelines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +131,13 @@ class Learner(ABC):
     one (accelerate) and every verb then uses the wrapped one."""
 
     network: nn.Module
+    resolution: int | None = None
+    """Pixels of a side of the square that images are fitted to; None where targets are no images."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules inside `network` that fine-tuning may update, by name, the denoiser first (`unet`, then
+        `text_encoder`, `text_encoder_2` where there are such)."""
 
     @property
     @abstractmethod
@@ -113,8 +153,18 @@ class Learner(ABC):
         """Read each query's cues and ∅ on its target, with common draws (no guidance); order as given."""
 
     @abstractmethod
-    def loss(self, items: Sequence[TrainingItem], *, seed: int) -> torch.Tensor:
-        """The training loss of each item, (num_items,), differentiable in `network`'s trainable parameters."""
+    def reconstruct(
+        self, queries: Sequence[Query], reconstruction: Reconstruction, draws: Draws, *, batch_size: int
+    ) -> list[np.ndarray]:
+        """‖x − x̃‖² / d of each query's target, float64 (1 + num_cues, num_draws), row 0 under ∅; order as given.
+        Inversion is deterministic, so it has one column whatever `draws` says."""
+
+    @abstractmethod
+    def loss(
+        self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
+    ) -> torch.Tensor:
+        """The training loss of each item, (num_items,), before the item's own weight; differentiable in `network`'s
+        trainable parameters."""
 
     @abstractmethod
     def generate(
@@ -123,8 +173,17 @@ class Learner(ABC):
         """One image per cue, uint8 (height, width, 3); a cue's image does not depend on its batch."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the learner to an existing empty folder in the layout that its own ecosystem loads."""
+    def save(self, folder: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write what was trained to an existing empty folder in the layout that its own ecosystem loads; `metadata`
+        goes into the headers of the weight files that are written."""
+
+    @abstractmethod
+    def save_single_file(self, file: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write the whole model as one checkpoint file, as other tools of its ecosystem load it.
+
+        Raises:
+            UserError: there is no such format for this learner.
+        """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

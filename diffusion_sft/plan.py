@@ -24,12 +24,16 @@ class StudyConfig:
     title: str = "What does the base know, and what does teaching it the rest cost?"
     output_dir: str = "runs/study"
     base: str = "data/world-base"
-    """A Stable Diffusion pipeline: a folder in the diffusers layout, or a Hub id."""
+    """A Stable Diffusion pipeline: a folder in the diffusers layout, a Hub id, or a single .safetensors file."""
+    single_file_config: str | None = None
+    """For a single .safetensors file as base: a pipeline folder with its configurations and tokenizer."""
     revision: str | None = None
     variant: str | None = None
     """Of the weight files, for example fp16."""
     resolution: int | None = None
     """Pixels of a side; unset means the base's own."""
+    cache_dir: str | None = None
+    """Where encoded images and captions are kept from run to run, by content; null keeps them in memory alone."""
     device: str = "auto"
     """auto takes CUDA where there is any; else as torch names devices."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -72,7 +76,7 @@ def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[st
     guided = 2 if drawing.guidance_scale > 1 else 1
     pictures = num_models * num_concepts * drawing.num_images_per_concept
     return {
-        "probe": num_scored * 2 * probe_config.num_draws + questions + drawn // 2,
+        "probe": num_scored * 2 * probe_config.evaluations_per_caption + questions + drawn // 2,
         "finetune": len(config.mixes) * tuning.max_train_steps * per_update
         + asked * answers.num_candidates * tuning.validation_draws,
         "generate": pictures * drawing.num_inference_steps * guided,

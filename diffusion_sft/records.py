@@ -23,9 +23,10 @@ CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
 RULES = ("error", "relative", "gain", "slick")
 """The rules that split concepts into known and unknown; all are always written side by side."""
 
-TRAIN, HELDOUT, REFERENCE = "train", "heldout", "reference"
-SPLITS = (TRAIN, HELDOUT, REFERENCE)
-"""train: may be fine-tuned on. heldout: probed and answered. reference: the real side of FID only."""
+TRAIN, HELDOUT, REFERENCE, REGULARISATION = "train", "heldout", "reference", "regularisation"
+SPLITS = (TRAIN, HELDOUT, REFERENCE, REGULARISATION)
+"""train: may be fine-tuned on. heldout: probed and answered. reference: the real side of FID only. regularisation:
+class images that hold the prior while others are trained on (prior preservation), never probed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,14 @@ class Example:
     caption: str
     path: Path
     split: str
+    repeats: int = 1
+    """How often one pass over the set comes to this example (kohya's folder prefix)."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"example {self.id}: split {self.split!r} is none of {', '.join(SPLITS)}")
+        if self.repeats < 1:
+            raise ValueError(f"example {self.id}: repeats must be at least 1, not {self.repeats}")
 
 
 @dataclass(frozen=True, kw_only=True)

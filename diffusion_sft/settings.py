@@ -1,11 +1,13 @@
 """One reader for every configuration: a dataclass, a YAML file, then `key=value` overrides.
 
-A wrong key, type or value ends in a one-line UserError that names the key and the nearest right one.
+A wrong key, type or value ends in a one-line UserError that names the key and the nearest right one. Names of other
+tools are read as ours where they mean the same (`aliases.py`), with a line on stderr.
 """
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from .aliases import ALIASES, converted, familiar_value
 from .errors import UserError
 
 T = TypeVar("T")
@@ -36,7 +39,8 @@ def load_settings(schema: type[T], path: Path | None, overrides: Sequence[str] =
             dotted = OmegaConf.from_dotlist([override])
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
             raise UserError(f"override {override!r}: {_first_line(error)}") from None
-        node = _merged(schema, node, dotted, f"override {override!r}")
+        secret = override.split("=")[0].endswith("token")
+        node = _merged(schema, node, dotted, "override of a token" if secret else f"override {override!r}")
     try:
         settings = OmegaConf.to_object(node)
     except (OmegaConfBaseException, ValueError) as error:
@@ -71,12 +75,83 @@ def _yaml(path: Path) -> Any:
 def _merged(schema: type, node: Any, other: Any, where: str) -> Any:
     if not OmegaConf.is_dict(other):
         raise UserError(f"{where}: expected a mapping of keys to values at the top")
-    _check_keys(schema, OmegaConf.to_container(other), where, "")
+    given = OmegaConf.to_container(other)
+    ours = _translated(schema, given, where, "")
+    _check_keys(schema, ours, where, "")
     try:
-        return OmegaConf.merge(node, other)
+        return OmegaConf.merge(node, other if ours == given else OmegaConf.create(ours))
     except (OmegaConfBaseException, ValueError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+
+
+def _translated(schema: type, given: Any, where: str, prefix: str) -> Any:
+    """`given` with the names and values of other tools replaced by ours, as far as ours are in the schema."""
+    if not isinstance(given, dict):
+        return given
+    hints = get_type_hints(schema)
+    found: dict[Any, Any] = {}
+    for key, value in given.items():
+        try:
+            if key not in hints and key in ALIASES:
+                _put_alias(schema, found, key, value, where, prefix)
+            elif _is_schema(hints.get(key)):
+                found[key] = _joined(found.get(key), _translated(hints[key], value, where, f"{prefix}{key}."))
+            else:
+                found[key] = familiar_value(str(key), hints.get(key), value)
+        except ValueError as error:
+            raise UserError(f"{where}: {prefix}{error}") from None
+    for key in given:
+        ours = ALIASES[key].ours if key in ALIASES and key not in hints else ""
+        if ours and _holds(given, ours):
+            raise UserError(f"{where}: {prefix}{key} and {prefix}{ours} are the same setting; give one of them")
+    return found
+
+
+def _put_alias(schema: type, found: dict[Any, Any], key: str, value: Any, where: str, prefix: str) -> None:
+    """Put the value at our name for `key`, and say so; UserError saying what to write where there is no such name."""
+    alias = ALIASES[key]
+    if not alias.ours:
+        raise UserError(f"{where}: no setting {prefix}{key}: {alias.note}")
+    if not _resolves(schema, alias.ours):
+        hints = get_type_hints(schema)
+        deeper = [f"{prefix}{name}.{alias.ours}" for name, hint in hints.items() if _resolves(hint, alias.ours)]
+        raise UserError(f"{where}: no setting {prefix}{key}; write {deeper[0] if deeper else alias.ours}")
+    ours = converted(key, alias, value)
+    target, (*rooms, last) = found, alias.ours.split(".")
+    for room in rooms:
+        target = target.setdefault(room, {})
+        if not isinstance(target, dict):
+            raise ValueError(f"{key} is {prefix}{alias.ours} here, and {room} is given as {target!r}")
+    if last in target:
+        raise UserError(f"{where}: {prefix}{key} is {prefix}{alias.ours} here, which is given twice")
+    target[last] = ours
+    meaning = alias.ours if not alias.values else f"{alias.ours}={ours}"
+    print(f"note: {where}: {prefix}{key} is read as {prefix}{meaning}", file=sys.stderr)
+
+
+def _joined(before: Any, value: Any) -> Any:
+    return {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+
+
+def _is_schema(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _resolves(schema: Any, dotted: str) -> bool:
+    for name in dotted.split("."):
+        if not _is_schema(schema) or name not in get_type_hints(schema):
+            return False
+        schema = get_type_hints(schema)[name]
+    return True
+
+
+def _holds(given: Any, dotted: str) -> bool:
+    for name in dotted.split("."):
+        if not isinstance(given, dict) or name not in given:
+            return False
+        given = given[name]
+    return True
 
 
 def _check_keys(schema: type, given: Any, where: str, prefix: str) -> None:
@@ -89,7 +164,7 @@ def _check_keys(schema: type, given: Any, where: str, prefix: str) -> None:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(names)}"
             raise UserError(f"{where}: no setting {prefix}{key}; {hint}")
-        if is_dataclass(hints[key]) and isinstance(hints[key], type):
+        if _is_schema(hints[key]):
             _check_keys(hints[key], value, where, f"{prefix}{key}.")
 
 

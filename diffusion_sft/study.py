@@ -3,7 +3,8 @@
     concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> report
 
 Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
-run again with a setting changed, only does what is missing.
+run again with a setting changed, only does what is missing. Launched as several processes (torchrun, accelerate
+launch), all of them probe, fine-tune and generate; the rest is the main one's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from .buckets import bucket, summary_table, write_buckets
 from .concepts import ConceptsConfig, read_concept_set
+from .errors import UserError
 from .evaluate import (
     Extractor,
     Instruments,
@@ -40,6 +42,7 @@ from .learners.diffusion import DiffusionLearner
 from .machine import evaluations_per_second, hardware, pick_device, versions
 from .plan import StudyConfig, network_evaluations
 from .probe import ProbeResult, probe
+from .processes import is_main, main_first, process_count, process_device, wait_for_everyone
 from .records import HELDOUT, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
 from .settings import settings_dict, settings_yaml
@@ -48,6 +51,8 @@ from .world.readout import Readout
 from .world.write import write_world
 
 STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "report")
+SHARED = ("probe", "finetune", "generate")
+"""Stages whose work is divided among the processes; the others are done by the main one."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -57,14 +62,15 @@ class Study:
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
         self.folder = Path(config.output_dir)
-        self.device = pick_device(config.device)
+        self.device = _device(config.device)
         self.seconds: dict[str, float] = {}
         self.concept_set = self._read_concepts()
         self._base: DiffusionLearner | None = None
 
     def run(self, until: str = "report") -> Path | None:
-        """Run every stage up to `until`; returns the report's path when there is one."""
-        self._announce(until)
+        """Run every stage up to `until`; returns the report's path when there is one, to the main process."""
+        if is_main():
+            self._announce(until)
         stages: dict[str, Callable[[], Any]] = {
             "concepts": lambda: None,
             "probe": self.probe,
@@ -75,9 +81,13 @@ class Study:
             "report": self.report,
         }
         outcome = None
-        for name in STAGES[: STAGES.index(until) + 1]:
-            with self._timed(name):
-                outcome = stages[name]()
+        wanted = STAGES[: STAGES.index(until) + 1]
+        for place, name in enumerate(wanted):
+            if is_main() or name in SHARED:
+                with self._timed(name):
+                    outcome = stages[name]()
+            if set(wanted[place + 1 :]) & set(SHARED):  # else there is nothing left to wait for
+                wait_for_everyone()
         return outcome if until == "report" else None
 
     def probe(self) -> ProbeResult:
@@ -113,7 +123,8 @@ class Study:
 
     def generate_all(self) -> None:
         """Draw every concept with the base and with each fine-tuned model, from the same noise."""
-        names = [concept.name for concept in self.concept_set.concepts]
+        probed = {example.concept for example in self.concept_set.split(HELDOUT)}
+        names = [concept.name for concept in self.concept_set.concepts if concept.name in probed]
         for model in self.models():
             learner = self.base() if model == "base" else self._tuned(model)
             generate_images(learner, self.concept_set, names, self.config.evaluate, self.folder / "evaluate" / model)
@@ -162,11 +173,16 @@ class Study:
 
     def _read_concepts(self) -> ConceptSet:
         config = self.config.concepts
-        if not config.path:
+        if not config.given:
             folder = self.folder / "concepts"
-            _write_world_once(folder, self.config.world)
+            with main_first():
+                _write_world_once(folder, self.config.world)
             config = ConceptsConfig(path=str(folder))
         result = read_concept_set(config)
+        if not result.concept_set.split(HELDOUT):
+            raise UserError("no held-out image in the concept sets, so nothing to probe; give one set role=heldout")
+        if not is_main():
+            return result.concept_set
         for note in result.notes:
             print(f"note: {note}")
         if result.problems:
@@ -179,10 +195,12 @@ class Study:
             path or self.config.base,
             revision=self.config.revision if path is None else None,
             variant=self.config.variant if path is None else None,
+            single_file_config=self.config.single_file_config if path is None else None,
             device=self.device,
             dtype=dtype,
             lora=lora,
             resolution=self.config.resolution,
+            cache_dir=Path(self.config.cache_dir) if self.config.cache_dir else None,
         )
 
     def _tuned(self, model: str) -> DiffusionLearner:
@@ -215,7 +233,8 @@ class Study:
         started = time.monotonic()
         yield
         self.seconds[stage] = round(time.monotonic() - started, 1)
-        self._record()
+        if is_main():
+            self._record()
 
     def _record(self) -> None:
         path = self.folder / "study.json"
@@ -239,6 +258,16 @@ class Study:
 def run_study(config: StudyConfig, until: str = "report") -> Path | None:
     """Run a study up to a stage; returns the report's path when that is the last stage."""
     return Study(config).run(until)
+
+
+def _device(name: str) -> torch.device:
+    """The device named in the settings; of several processes, each has its own from the launcher."""
+    if process_count() == 1:
+        return pick_device(name)
+    device = process_device()
+    if name not in ("auto", device.type):
+        raise UserError(f"device={name}: {process_count()} processes get their devices from the launcher; set auto")
+    return device
 
 
 def _write_world_once(folder: Path, config: WorldConfig) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch import nn
 
 from diffusion_sft.evaluate import Extractor
 from diffusion_sft.evaluate.generation import slug
-from diffusion_sft.learner import Cue, Learner, Query, Reading, TrainingItem
+from diffusion_sft.learner import (
+    PLAIN_OBJECTIVE,
+    Cue,
+    Learner,
+    Objective,
+    Query,
+    Reading,
+    Reconstruction,
+    TrainingItem,
+)
 from diffusion_sft.records import Concept, ConceptSet, Draws, Example, identity_seed
 
 SIDE = 8
@@ -28,6 +38,9 @@ class PatchLearner(Learner):
         self.shift = shift
         self.asked: list[Cue] = []
 
+    def parts(self) -> dict[str, nn.Module]:
+        return {"unet": self.network}
+
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
@@ -38,7 +51,14 @@ class PatchLearner(Learner):
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         raise NotImplementedError
 
-    def loss(self, items: Sequence[TrainingItem], *, seed: int) -> torch.Tensor:
+    def reconstruct(
+        self, queries: Sequence[Query], reconstruction: Reconstruction, draws: Draws, *, batch_size: int
+    ) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    def loss(
+        self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
+    ) -> torch.Tensor:
         raise NotImplementedError
 
     def generate(
@@ -47,7 +67,10 @@ class PatchLearner(Learner):
         self.asked += cues
         return [patch(cue.prompt, cue.seed, self.shift) for cue in cues]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+        raise NotImplementedError
+
+    def save_single_file(self, file: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:

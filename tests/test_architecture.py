@@ -10,14 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffusion_sft"
 FLOORS = {
     0: ("errors",),
-    1: ("records", "files", "settings", "numerics"),
-    2: ("learner", "answers", "concepts", "world", "buckets", "machine"),
+    1: ("records", "files", "settings", "aliases", "processes", "numerics"),
+    2: ("learner", "layouts", "answers", "concepts", "world", "buckets", "machine"),
     3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report"),
     4: ("plan", "study"),
     5: ("commands", "cli"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-TOGETHER = {"answers": {"learner"}, "machine": {"learner"}, "study": {"plan"}, "cli": {"commands"}}
+TOGETHER = {
+    "settings": {"aliases"},
+    "answers": {"learner"},
+    "machine": {"learner"},
+    "study": {"plan"},
+    "cli": {"commands"},
+}
 """Rooms that may use a room of their own floor."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -136,5 +142,6 @@ def test_every_configuration_loads() -> None:
     from diffusion_sft.settings import load_settings
 
     own = {verb: SCHEMAS[verb] for verb in ("finetune", "pretrain")}
+    own |= dict.fromkeys(("lora", "dreambooth"), SCHEMAS["finetune"])
     for file in sorted((PACKAGE.parent / "configs").glob("*.yaml")):
         load_settings(own.get(file.stem, StudyConfig), file)

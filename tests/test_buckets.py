@@ -358,3 +358,66 @@ def test_settings() -> None:
     for override in ("rule=fid", "gain_confidence=1", "error_quantile=0", "num_bootstrap=3", "seen_at_least=0"):
         with pytest.raises(UserError):
             load_settings(BucketConfig, None, [override])
+
+
+def reconstructed(gains: Mapping[str, list[float]], se: float = 0.0, kind: str = "inversion") -> pd.DataFrame:
+    """Scores whose reconstruction says the opposite of their denoising error."""
+    scores = scores_of(gains)
+    error = 0.5 + scores["gain_nats"] / 100
+    return scores.assign(
+        error_kind=kind,
+        reconstruction_error=error,
+        reconstruction_error_se=se,
+        null_reconstruction_error=0.5,
+        reconstruction_gain=0.5 - error,
+        reconstruction_gain_se=se,
+        reconstruction_relative=error / 0.5,
+    )
+
+
+@pytest.mark.parametrize("kind", ["inversion", "sdedit"])
+def test_rules_go_by_the_error_that_was_probed_for(kind: str) -> None:
+    gains = {"a": [4.0, 5.0, 6.0], "b": [2.0, 3.0, 4.0], "c": [-2.0, -3.0, -2.5], "d": [-6.0, -5.0, -5.5]}
+    scores = reconstructed(gains, 0.001 if kind == "sdedit" else 0.0, kind)
+    right = dict.fromkeys(gains, 0)
+    tables = answers_of(right), NO_SAMPLES, table_of(dict(zip(gains, (900, 400, 0, 0), strict=True)))
+    result = bucket(scores, *tables, BucketConfig())
+    denoised = bucket(scores.assign(error_kind="denoise"), *tables, BucketConfig())
+    concepts = result.concepts.set_index("concept")
+    for rule in ("error", "relative", "gain"):
+        assert concepts[f"known_{rule}"].to_dict() == {"a": False, "b": False, "c": True, "d": True}, rule
+        assert (denoised.concepts[f"known_{rule}"] == ~concepts[f"known_{rule}"].to_numpy()).all(), rule
+        assert concepts[f"confidence_{rule}"].min() > 0.5
+        assert result.summary["exposure"]["auroc"][rule]["value"] == 0
+        assert denoised.summary["exposure"]["auroc"][rule]["value"] == 1
+    assert concepts["bucket"].tolist() == ["unknown", "unknown", "known", "known"]
+    # Confident and wrong is a matter of nats, whatever the rules go by: of the words' gain and opinion.
+    assert concepts["misknown"].tolist() == denoised.concepts["misknown"].tolist() == [False, False, True, True]
+    same = [name for name in denoised.concepts.columns if not name.startswith(("known", "confidence", "bucket"))]
+    pd.testing.assert_frame_equal(result.concepts[same], denoised.concepts[same])
+    a = concepts.loc["a"]
+    assert a["reconstruction_error"] == pytest.approx(0.55)
+    assert a["reconstruction_gain"] == pytest.approx(-0.05)
+    assert a["reconstruction_relative"] == pytest.approx(1.1)
+    assert a["reconstruction_error_se"] == pytest.approx(0.01 / math.sqrt(3))
+    assert "reconstruction_error" not in denoised.concepts
+    assert result.summary["thresholds"].keys() == {
+        "reconstruction_error",
+        "reconstruction_relative",
+        "inert_opinion_nats",
+    }
+    given = bucket(scores, *tables, BucketConfig(rule="error", error_threshold=0.46)).concepts
+    assert given["bucket"].tolist() == ["unknown", "unknown", "unknown", "known"]
+
+
+def test_scores_of_more_than_one_error_kind_are_refused() -> None:
+    scores, right = reconstructed({"a": [1.0, 2.0], "b": [3.0, 4.0]}), {"a": 1, "b": 1}
+    tables = answers_of(right), NO_SAMPLES, table_of({"a": None, "b": None})
+    for kinds in (["inversion", "denoise"] * 2, ["other"] * 4):
+        with pytest.raises(UserError, match="error_kind"):
+            bucket(scores.assign(error_kind=kinds), *tables, BucketConfig())
+    with pytest.raises(UserError, match="no column 'reconstruction_gain_se'"):
+        bucket(scores.drop(columns="reconstruction_gain_se"), *tables, BucketConfig())
+    broken = scores.assign(reconstruction_error=[0.1, math.nan, 0.2, 0.3])
+    with pytest.raises(UserError, match="reconstruction_error of a/1.png is not finite"):
+        bucket(broken, *tables, BucketConfig())

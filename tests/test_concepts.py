@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from diffusion_sft.concepts import ConceptsConfig, ReadResult, load_image, read_concept_set
-from diffusion_sft.concepts.dreambooth import caption_of, read_classes
+from diffusion_sft.concepts.captions import caption_of
+from diffusion_sft.concepts.dreambooth import read_classes
 from diffusion_sft.concepts.rows import Problem
 from diffusion_sft.errors import UserError
-from diffusion_sft.records import HELDOUT, REFERENCE, SPLITS, TRAIN
+from diffusion_sft.records import HELDOUT, REFERENCE, TRAIN
 from diffusion_sft.settings import load_settings
 
+SPLITS = (TRAIN, HELDOUT, REFERENCE)
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 
 
@@ -248,7 +250,8 @@ def test_bad_cells_are_all_named_at_once(tmp_path: Path) -> None:
             if row is not rows[7]:
                 save_image(root / row["file_name"], int(row["file_name"][-5]) + len(row["file_name"]) * 10)
     reasons = {where.split()[-1]: reason for where, _, reason in skipped(root)}
-    assert reasons["1"] == reasons["2"] == "the caption (text) is empty or missing"
+    assert reasons["1"] == reasons["2"]
+    assert reasons["1"].startswith("the caption (text) is empty or missing; write one, or set template=")
     assert reasons["3"] == "text is not text but 5"
     assert reasons["4"] == "concept is empty or missing"
     assert reasons["5"].startswith("split 'trian' is none of train, heldout")

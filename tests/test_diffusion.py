@@ -112,7 +112,7 @@ class _Perfect(torch.nn.Module):
         super().__init__()
         self.schedule, self.clean, self.offset = schedule, clean, offset
 
-    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, *_: object) -> torch.Tensor:
         timesteps = timestep.numpy()
         unit = Schedule(alphas_cumprod=self.schedule.alphas_cumprod, prediction_type="sample")
         clean = self.clean.expand_as(noisy).double()
@@ -120,7 +120,7 @@ class _Perfect(torch.nn.Module):
         sigma = torch.from_numpy(unit.sigma[timesteps])[:, None, None, None]
         alpha = torch.from_numpy(unit.alpha[timesteps])[:, None, None, None]
         noise = (noisy.double() - alpha * clean) / sigma + self.offset
-        return (self.schedule.training_target((noisy - sigma * noise) / alpha, noise, timesteps).float(),)
+        return self.schedule.training_target((noisy - sigma * noise) / alpha, noise, timesteps).float()
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from scipy.integrate import quad
 from scipy.special import expit, logsumexp
 from test_schedule import stable_diffusion
 
 from diffusion_sft.errors import UserError
-from diffusion_sft.learner import Cue, Query, TrainingItem
+from diffusion_sft.learner import Cue, Objective, Query, Reconstruction, TrainingItem
 from diffusion_sft.learners.exact import ExactLearner, Mixture
 from diffusion_sft.numerics.quadrature import ESTIMATORS, standard_error
 from diffusion_sft.numerics.schedule import PredictionType, Schedule
-from diffusion_sft.records import Draws, Example
+from diffusion_sft.records import Draws, Example, identity_seed
 
 NUM_DIMS = 12
 RNG = np.random.default_rng(7)
@@ -99,9 +100,8 @@ def test_the_likelihood_in_nats_is_the_gaussians_own() -> None:
         truth = np.array([-log_density(TARGETS[e.id], law) for law in LAWS.values()])
         assert (np.abs(nll - truth) < 4 * claimed + 0.02).all()
         gains = errors[0] - errors[1]
-        assert gains.mean() == pytest.approx(
-            truth[0] - truth[1], abs=4 * standard_error(gains, ESTIMATORS["default"]) + 0.02
-        )
+        tolerance = 4 * float(standard_error(gains, ESTIMATORS["default"])) + 0.02
+        assert gains.mean() == pytest.approx(truth[0] - truth[1], abs=tolerance)
 
 
 def test_a_mixtures_gain_is_its_pointwise_mutual_information() -> None:
@@ -170,6 +170,38 @@ def test_prediction_types_are_read_alike(prediction_type: PredictionType) -> Non
     assert read.squared_error == pytest.approx(plain.squared_error, rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_the_optimal_prediction_at_no_signal_is_the_mean_of_the_data(prediction_type: PredictionType) -> None:
+    schedule = Schedule(alphas_cumprod=np.linspace(0.99, 0.0, 50), prediction_type=prediction_type)
+    learner = ExactLearner(LAWS, TARGETS, schedule)
+    noisy = torch.randn(4, NUM_DIMS, generator=torch.Generator().manual_seed(0))
+    predicted = learner.predict(noisy, np.full(4, 49), ["wug"] * 4)
+    sign = -1 if prediction_type == "v_prediction" else 1
+    np.testing.assert_allclose(predicted.detach(), np.tile(sign * MEAN, (4, 1)), atol=1e-5)
+
+
+def test_a_weighted_loss_is_the_plain_one_times_its_weight() -> None:
+    """Min-SNR-γ of ε: min(SNR, γ)/SNR (Hang et al., 2023), at the timestep that the item draws."""
+    learner = ExactLearner(LAWS, TARGETS, stable_diffusion())
+    items = [TrainingItem(example=e, caption="wug", visit=visit) for e in EXAMPLES for visit in range(5)]
+    plain, weighted = learner.loss(items, seed=0), learner.loss(items, seed=0, objective=Objective(snr_gamma=5.0))
+    seeds = [identity_seed(0, "loss", item.visit, item.example.id) for item in items]
+    levels = learner.schedule.alphas_cumprod[[identity_seed(seed, "timestep") % 1000 for seed in seeds]]
+    snr = levels / (1 - levels)
+    assert (snr > 5).any()
+    assert (snr < 5).any()
+    np.testing.assert_allclose(weighted.detach(), plain.detach() * np.minimum(snr, 5) / snr, rtol=1e-6)
+
+
+def test_a_target_is_brought_back_better_under_its_own_cue() -> None:
+    learner = ExactLearner(LAWS, TARGETS, stable_diffusion())
+    plan = Reconstruction(kind="sdedit", num_inference_steps=20, strength=0.8)
+    errors = np.stack(learner.reconstruct(QUERIES, plan, Draws(seed=0, count=8), batch_size=32))
+    assert errors.shape == (len(QUERIES), 2, 8)
+    null, cued = errors.mean(axis=(0, 2))
+    assert cued < null
+
+
 def test_teaching_moves_the_mean_to_the_data() -> None:
     learner = ExactLearner(LAWS, TARGETS, stable_diffusion())
     learner.network.means[1].data.zero_()
@@ -192,8 +224,14 @@ def test_samples_are_exact_and_files_are_written(tmp_path: Path) -> None:
     unclipped = np.abs(MEAN) < 0.3
     means = np.stack(images)[:, 0, :, 0].mean(axis=0) / 127.5 - 1
     assert np.abs(means - MEAN)[unclipped].max() < 0.12
-    learner.save(tmp_path)
+    learner.save(tmp_path, {"run": "7"})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cues.json", "means.safetensors"]
+    with safe_open(tmp_path / "means.safetensors", "pt") as stored:
+        assert stored.metadata() == {"run": "7"}
+        assert torch.equal(stored.get_tensor("means.1"), learner.parts()["unet"].get_parameter("means.1"))
+    with pytest.raises(UserError, match=r"all\.safetensors: .*no checkpoint format"):
+        learner.save_single_file(tmp_path / "all.safetensors")
+    assert len(list(tmp_path.iterdir())) == 2
     assert learner.identity()["num_dims"] == NUM_DIMS
     with pytest.raises(UserError, match="77"):
         learner.check_captions(["word " * 78])

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+import yaml
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from taught import TABLE, taught
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusion_sft.answers import AnswerConfig
 from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.errors import UserError
-from diffusion_sft.finetune.average import AveragedWeights
+from diffusion_sft.finetune.acceleration import arithmetic
+from diffusion_sft.finetune.average import AveragedWeights, lent
 from diffusion_sft.finetune.command import FinetuneCommandConfig
 from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.dynamics import dynamics_points, fit_dynamics
 from diffusion_sft.finetune.evaluations import (
     COLUMNS,
+    Exam,
     converged_update,
     early_stop_update,
     evaluation_rows,
@@ -34,13 +46,13 @@ from diffusion_sft.finetune.export import LORA_FILE
 from diffusion_sft.finetune.grids import halving, tiled
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
-from diffusion_sft.finetune.parts import trainable_parameters
+from diffusion_sft.finetune.run import Run
 from diffusion_sft.finetune.sampler import Sampler
 from diffusion_sft.finetune.schedules import learning_rate
-from diffusion_sft.learner import Cue
+from diffusion_sft.learner import Cue, Objective, TrainingItem
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
-from diffusion_sft.records import ConceptSet, Example
+from diffusion_sft.records import REGULARISATION, ConceptSet, Example
 from diffusion_sft.settings import load_settings
 
 ANSWERS = AnswerConfig(num_candidates=5, num_invented=1)
@@ -117,6 +129,36 @@ def test_the_average_is_a_mean_first_and_exponential_after() -> None:
     assert average.distance() == pytest.approx(gap, rel=1e-6)
 
 
+def test_an_average_of_every_third_update_forgets_as_fast() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    average = AveragedWeights({"w": weight}, horizon=10, every=3)
+    values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(3, dtype=torch.float64)
+    decay = 0.9**3
+    for update, value in enumerate(values, start=1):
+        weight.data.copy_(value)
+        average.update(update)
+        if update % 3 == 0:
+            # While the mean of so many forgets faster than the exponential, it is the mean.
+            seen = update // 3
+            share = max(1 / seen, 1 - decay)
+            expected = expected + share * (value.double() - expected)
+        torch.testing.assert_close(average.tensors["w"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert average.decay == pytest.approx(decay)
+    assert average.count == 20
+
+
+def test_lent_weights_go_back_where_the_exchange_itself_fails() -> None:
+    network = torch.nn.Linear(4, 4)
+    parameters = dict(network.named_parameters())
+    own = {name: p.detach().clone() for name, p in parameters.items()}
+    incomplete = {"weight": torch.zeros(4, 4)}
+    with pytest.raises(KeyError), lent(parameters, incomplete):
+        raise AssertionError("not reached")
+    assert all(torch.equal(p, own[name]) for name, p in parameters.items())
+    assert torch.equal(incomplete["weight"], torch.zeros(4, 4))
+
+
 def test_weights_come_back_bit_for_bit_even_when_an_evaluation_fails() -> None:
     network = torch.nn.Linear(4, 4)
     average = AveragedWeights(dict(network.named_parameters()), horizon=10)
@@ -134,48 +176,6 @@ def test_weights_come_back_bit_for_bit_even_when_an_evaluation_fails() -> None:
         failing_evaluation()
     assert all(torch.equal(p, own[name]) for name, p in network.named_parameters())
     assert all(torch.equal(t, inside[name]) for name, t in average.tensors.items())
-
-
-# --- trained parts ---
-
-
-@pytest.fixture
-def unet(tiny_pipeline: Path) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
-
-
-def test_full_trains_every_weight_in_float32(unet: UNet2DConditionModel) -> None:
-    parameters = trainable_parameters(unet.to(torch.bfloat16), FinetuneConfig(method="full"))
-    assert parameters.keys() == dict(unet.named_parameters()).keys()
-    assert {p.dtype for p in parameters.values()} == {torch.float32}
-
-
-def test_lora_trains_float32_adapters_on_both_attentions_of_a_half_precision_network(
-    unet: UNet2DConditionModel,
-) -> None:
-    before = torch.random.get_rng_state()
-    config = FinetuneConfig(method="lora", rank=2, lora_alpha=4)
-    parameters = trainable_parameters(unet.to(torch.bfloat16), config)
-    assert torch.equal(before, torch.random.get_rng_state())
-    attentions = {name for name, _ in unet.named_modules() if name.endswith((".attn1", ".attn2"))}
-    expected = {
-        f"{name}.{projection}.lora_{side}.default.weight"
-        for name in attentions
-        for projection in ("to_q", "to_k", "to_v", "to_out.0")
-        for side in "AB"
-    }
-    assert parameters.keys() == expected
-    assert {p.dtype for p in parameters.values()} == {torch.float32}
-    assert unet.conv_in.weight.dtype == torch.bfloat16
-    with pytest.raises(UserError, match="carries adapters already"):
-        trainable_parameters(unet, config)
-
-
-def test_the_network_says_what_it_cannot_do() -> None:
-    with pytest.raises(UserError, match="takes no adapters"):
-        trainable_parameters(torch.nn.Linear(2, 2), FinetuneConfig(method="lora"))
-    with pytest.raises(UserError, match="gradient_checkpointing"):
-        trainable_parameters(torch.nn.Linear(2, 2), FinetuneConfig(gradient_checkpointing=True))
 
 
 # --- evaluations and dynamics ---
@@ -321,7 +321,8 @@ def run_exact(config: FinetuneConfig, folder: Path, mix: MixConfig) -> tuple[dic
     composed = compose(mix, TABLE, concept_set, 0)
     exam = make_exam(composed, TABLE, concept_set, config, ANSWERS)
     summary = finetune(learner, composed, exam, config, folder)
-    return summary, pd.read_parquet(folder / "evaluations.parquet")
+    table = folder / "evaluations.parquet"
+    return summary, pd.read_parquet(table) if table.is_file() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def test_the_unknown_is_learnt_and_the_run_stops_when_all_is_fitted(tmp_path: Path) -> None:
@@ -352,12 +353,10 @@ def test_the_budget_run_records_convergence_and_early_stop_and_keeps_both(tmp_pa
     early = summary["early_stop_update"]
     assert early == early_stop_update(evaluations)
     assert (tmp_path / "run" / f"checkpoint-{early}").is_dir()
-    exported = tmp_path / "run" / summary["exports"]["early"] / "means.safetensors"
-    with (
-        safe_open(exported, "pt") as here,
-        safe_open(tmp_path / "run" / f"checkpoint-{early}" / "weights.safetensors", "pt") as there,
-    ):
-        assert all(torch.equal(here.get_tensor(name), there.get_tensor(name)) for name in here.keys())  # noqa: SIM118
+    exported = load_file(tmp_path / "run" / summary["exports"]["early"] / "means.safetensors")
+    kept = load_file(tmp_path / "run" / f"checkpoint-{early}" / "weights.safetensors")
+    assert kept.keys() == {f"unet.{name}" for name in exported}
+    assert all(torch.equal(tensor, kept[f"unet.{name}"]) for name, tensor in exported.items())
     dynamics = pd.read_parquet(tmp_path / "run" / "dynamics.parquet")
     last = dynamics.iloc[-1]
     assert (last.fitted_known_share, last.fitted_unknown_share) == (0.5, 0.5)
@@ -376,22 +375,298 @@ def test_accumulated_micro_batches_are_one_large_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(means[0], means[1], rtol=1e-5, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_example_and_the_last_good_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad: Callable[[TrainingItem], bool], value: float = math.nan) -> None:
+    """Losses of these items are no numbers."""
     plain = ExactLearner.loss
 
-    def spoilt(self: ExactLearner, items: list, *, seed: int) -> torch.Tensor:
-        bad = torch.tensor([item.example.id == "dax/train-2" and item.visit == 6 for item in items])
-        return torch.where(bad, torch.nan, plain(self, items, seed=seed))
+    def spoilt(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
+        wrong = torch.tensor([bad(item) for item in items])
+        return torch.where(wrong, value, plain(self, items, seed=seed, objective=objective))
 
     monkeypatch.setattr(ExactLearner, "loss", spoilt)
-    config = FinetuneConfig(
-        **{**vars(EXACT), "checkpointing_steps": 4, "train_batch_size": 2, "gradient_accumulation_steps": 4}
+
+
+UNKNOWN_MIX = MixConfig(name="m", num_concepts=2, unknown_share=1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_whose_loss_is_not_finite_is_skipped_and_logged(
+    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(monkeypatch, lambda item: item.example.id == "dax/train-2" and item.visit == 6, value)
+    config = replace(
+        EXACT,
+        max_train_steps=9,
+        use_ema=True,
+        checkpointing_steps=1,
+        checkpoints_total_limit=None,
+        validation_steps=0,
     )
-    with pytest.raises(UserError, match=r"loss of update 7 .*checkpoint-\d;.*examples dax/train-2$"):
-        run_exact(config, tmp_path / "run", MixConfig(name="m", num_concepts=2, unknown_share=1.0))
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6
+    config = replace(config, train_batch_size=2, gradient_accumulation_steps=4)
+    run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+    (skipped,) = [line for line in lines_of(tmp_path / "run") if "skipped" in line]
+    assert skipped["update"] == 7
+    assert (skipped["loss"], skipped["grad_norm"], skipped["skipped"]) == (None, None, "loss")
+    assert skipped["examples"] == ["dax/train-2"]
+    assert "update 7 skipped: its loss is not finite; examples dax/train-2" in caplog.text
+    # Neither weights nor moments nor average moved at that update; at the next one they did.
+    for file in ("weights", "optimizer", "average"):
+        before, at, after = (
+            load_file(tmp_path / "run" / f"checkpoint-{n}" / f"{file}.safetensors") for n in (6, 7, 8)
+        )
+        assert all(torch.equal(before[name], at[name]) for name in before), file
+        assert any(not torch.equal(at[name], after[name]) for name in at), file
+    state = json.loads((tmp_path / "run" / "checkpoint-9" / "state.json").read_text())
+    assert state["nonfinite"] == {"in_a_row": 0, "total": 1}
+    assert state["average_count"] == 8
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ExactLearner.loss
+
+    def steep(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
+        losses = plain(self, items, seed=seed, objective=objective)
+        if any(item.visit == 3 for item in items):
+            losses.register_hook(lambda gradient: gradient * math.inf)
+        return losses
+
+    monkeypatch.setattr(ExactLearner, "loss", steep)
+    run_exact(replace(EXACT, max_train_steps=6, validation_steps=0), tmp_path / "run", UNKNOWN_MIX)
+    lines = lines_of(tmp_path / "run")
+    assert [line.get("skipped") for line in lines] == [None, None, None, "gradient", None, None]
+    assert math.isfinite(lines[3]["loss"])
+    assert len(lines[3]["examples"]) == 8
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run_with_a_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Visits 2, and 4 and later: one update that is skipped alone, then three in a row.
+    spoil(monkeypatch, lambda item: item.example.concept == "dax" and (item.visit == 2 or item.visit >= 4))
+    config = replace(EXACT, checkpointing_steps=2, max_nonfinite_steps=3, validation_steps=0)
+    told = r"the loss of update 7 and of the 2 before it is not finite; .*nonfinite\.json has its examples, .*checkpoint-6;"
+    with pytest.raises(UserError, match=told):
+        run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+    assert [line["update"] for line in lines_of(tmp_path / "run") if "skipped" in line] == [3, 5, 6, 7]
+    dump = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert (dump["update"], dump["not_finite"], dump["seed"]) == (7, "loss", config.seed)
+    assert len(dump["items"]) == 8
+    for item in dump["items"]:
+        assert (item["loss"] == "nan") == item["id"].startswith("dax/")
+        assert (item["visit"], item["caption"]) == (6, f"a photo of a {item['id'].split('/')[0]}")
+    # The count goes on where the run was stopped: the checkpoint of update 6 was the second in a row.
+    with pytest.raises(UserError, match="update 7 and of the 2 before it"):
+        run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+
+
+# --- weights of items, averages, records ---
+
+
+def test_items_count_by_their_weight(tmp_path: Path) -> None:
+    """Two of prior_loss_weight 0.25 among others: the loss is Σ w·l / n, as in DreamBooth's script but for a factor."""
+    learner, concept_set = taught()
+    mix = compose(UNKNOWN_MIX, TABLE, concept_set, 0)
+    prior = tuple(replace(e, split=REGULARISATION) for e in concept_set.examples if e.concept == "blorp")[:2]
+    config = replace(EXACT, max_train_steps=1, train_batch_size=4, prior_loss_weight=0.25, validation_steps=0)
+    mix = replace(mix, regularisation=prior)
+    items = Sampler.of(mix, config, 1, {}).items(1)
+    weights = torch.tensor([item.weight for item in items])
+    assert sorted(weights.tolist()) == [0.25, 0.25, 1.0, 1.0]
+    objective = Objective(snr_gamma=config.snr_gamma, noise_offset=config.noise_offset)
+    expected = (weights * learner.loss(items, seed=config.seed, objective=objective)).mean()
+    finetune(learner, mix, Exam(questions={}, categories={}), config, tmp_path / "run")
+    assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_dead_average_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(self: AveragedWeights, update: int) -> None:
+        """What follows every weight at once does not average."""
+        for name, parameter in self.parameters.items():
+            self.tensors[name].copy_(parameter.detach())
+
+    monkeypatch.setattr(AveragedWeights, "update", dead)
+    config = replace(EXACT, max_train_steps=20, validation_steps=0, use_ema=True)
+    with pytest.raises(RuntimeError, match="moving average does not follow"):
+        run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+
+
+@pytest.mark.parametrize("every", [1, 5, 7])
+def test_decay_distance_and_movement_are_logged(every: int, tmp_path: Path) -> None:
+    config = replace(
+        EXACT, max_train_steps=20, validation_steps=0, use_ema=True, ema_horizon=4, ema_update_every=every
+    )
+    run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+    lines = {line["update"]: line for line in lines_of(tmp_path / "run")}
+    assert [update for update, line in lines.items() if "ema_distance" in line] == [10, 20]
+    assert all(lines[update]["ema_distance"] > 0 for update in (20,))
+    count = 20 // every
+    assert lines[20]["ema_decay"] == pytest.approx(1 - max(1 / count, 1 - 0.75**every))
+    # At update 10 an average of every seventh has moved once, and is looked at later.
+    assert [update for update, line in lines.items() if "relative_update" in line] == [20 if every == 7 else 10]
+    with pytest.raises(UserError, match="ema_update_every"):
+        run_exact(replace(config, ema_update_every=21), tmp_path / "never", UNKNOWN_MIX)
+
+
+def test_an_evaluation_that_fails_leaves_the_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exported weights are lent to the network; the trained ones come back, whatever was raised."""
+    learner, concept_set = taught()
+    mix = compose(UNKNOWN_MIX, TABLE, concept_set, 0)
+    config = replace(EXACT, use_ema=True, max_train_steps=10)
+    exam = make_exam(mix, TABLE, concept_set, config, ANSWERS)
+    held: list[list[torch.Tensor]] = []
+    plain = Run.evaluate
+
+    def failing(self: Run, update: int) -> None:
+        weights = list(self.trained.parameters.values())
+        held.append([p.detach().clone() for p in weights])
+        if update < 10:
+            return plain(self, update)
+        monkeypatch.setattr(ExactLearner, "surprise", lambda *_, **__: 1 / 0)
+        try:
+            plain(self, update)
+        finally:
+            held.append([p.detach().clone() for p in weights])
+
+    monkeypatch.setattr(Run, "evaluate", failing)
+    with pytest.raises(ZeroDivisionError):
+        finetune(learner, mix, exam, config, tmp_path / "run")
+    before, after = held[-2:]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    own = list(learner.network.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, own, strict=True))
+
+
+def test_deterministic_and_tf32_hold_for_the_run_alone() -> None:
+    def state() -> tuple:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.benchmark,
+            os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        )
+
+    before = state()
+    with arithmetic(replace(EXACT, deterministic=True, allow_tf32=True)):
+        assert state() == (True, True, True, False, ":4096:8")
+    assert state() == before
+    with pytest.raises(ZeroDivisionError), arithmetic(EXACT):
+        assert state()[:3] == (False, False, False)
+        raise ZeroDivisionError
+    assert state() == before
+
+
+def test_a_run_uses_the_arithmetic_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = ExactLearner.loss
+
+    def watched(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.allow_tf32))
+        return plain(self, items, seed=seed, objective=objective)
+
+    monkeypatch.setattr(ExactLearner, "loss", watched)
+    config = replace(EXACT, max_train_steps=1, validation_steps=0, deterministic=True, allow_tf32=True)
+    run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+    assert seen == [(True, True)]
+
+
+def test_the_summary_says_with_what_the_run_was_made(tmp_path: Path) -> None:
+    summary, _ = run_exact(replace(EXACT, max_train_steps=5), tmp_path / "run", UNKNOWN_MIX)
+    environment = summary["environment"]
+    assert environment["torch"] == version("torch")
+    assert environment["diffusion_sft"] == version("diffusion_sft")
+    assert environment["device"].startswith("cpu")
+    assert summary["record"]["seed"] == 0
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    if commit.returncode == 0:
+        assert environment["commit"].rstrip("+") == commit.stdout.strip()
+
+
+def test_weights_that_hardly_move_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_exact(
+        replace(EXACT, max_train_steps=10, validation_steps=0, learning_rate=1e-12), tmp_path / "run", UNKNOWN_MIX
+    )
+    assert "update 10 changed the weights by only" in caplog.text
+    caplog.clear()
+    run_exact(replace(EXACT, max_train_steps=10, validation_steps=0), tmp_path / "moving", UNKNOWN_MIX)
+    assert "changed the weights by only" not in caplog.text
+
+
+def test_weights_without_a_gradient_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ExactLearner.loss
+
+    def flat(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
+        return 0.0 * plain(self, items, seed=seed, objective=objective)
+
+    monkeypatch.setattr(ExactLearner, "loss", flat)
+    with pytest.raises(RuntimeError, match="no gradient reaches the trained weights"):
+        run_exact(replace(EXACT, validation_steps=0), tmp_path / "run", UNKNOWN_MIX)
+
+
+# --- trackers ---
+
+TRACKED = replace(
+    EXACT, max_train_steps=4, validation_steps=2, validation_prompts=["a photo of a dax"], num_validation_images=2
+)
+
+
+def test_tensorboard_has_settings_curves_and_pictures(tmp_path: Path) -> None:
+    config = replace(TRACKED, report_to="tensorboard", tracker_project_name="mine")
+    run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+    logs = tmp_path / "run" / "logs" / "mine"
+    events = EventAccumulator(str(logs), size_guidance={"images": 0, "scalars": 0}).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([line["loss"] for line in lines_of(tmp_path / "run")], rel=1e-6)
+    pictures = events.Images("validation")
+    assert [event.step for event in pictures] == [0, 2, 4]
+    with Image.open(tmp_path / "run" / "samples" / "update-000004.png") as drawn:
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string))), np.asarray(drawn)
+        )
+    (written,) = logs.rglob("hparams.yml")
+    settings = yaml.safe_load(written.read_text())
+    assert (settings["learning_rate"], settings["method"], settings["rank"]) == (0.1, "full", 16)
+
+
+def test_wandb_works_offline_and_takes_a_run_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logged: list[dict] = []
+    begun: list[dict] = []
+    plain = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options) or plain(**options))
+    plain_log = wandb.sdk.wandb_run.Run.log
+    monkeypatch.setattr(
+        wandb.sdk.wandb_run.Run,
+        "log",
+        lambda self, data, step=None, **rest: (
+            logged.append({"step": step, **data}) or plain_log(self, data, step=step)
+        ),
+    )
+    config = replace(TRACKED, report_to="wandb", tracker_project_name="mine")
+    run_exact(config, tmp_path / "run", UNKNOWN_MIX)
+    run_exact(replace(config, max_train_steps=6), tmp_path / "run", UNKNOWN_MIX)
+    assert [options["project"] for options in begun] == ["mine", "mine"]
+    assert begun[0]["id"] == begun[1]["id"]
+    assert [row["step"] for row in logged if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in logged if "validation" in row] == [0, 2, 4, 6]
+    assert list((tmp_path / "run" / "logs" / "wandb").glob("offline-run-*/files/media/images/validation_*.png"))
+
+
+def test_a_tracker_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no account\nand much more")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", fails)
+    with pytest.raises(UserError, match="^report_to=tensorboard: no account; or set report_to=null$"):
+        run_exact(replace(TRACKED, report_to="tensorboard"), tmp_path / "run", UNKNOWN_MIX)
 
 
 # --- whole runs, diffusion ---

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,16 @@ from test_answers import NAMES, concept_set, exact_learner
 
 from diffusion_sft.answers import AnswerConfig
 from diffusion_sft.errors import UserError
-from diffusion_sft.learner import Query
+from diffusion_sft.learner import Query, Reconstruction
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.numerics.quadrature import ESTIMATORS
+from diffusion_sft.plan import StudyConfig, network_evaluations
 from diffusion_sft.probe import SAMPLE_COLUMNS, SCORE_COLUMNS, ProbeConfig, SampleConfig, probe
+from diffusion_sft.probe.config import ReconstructionConfig
 from diffusion_sft.probe.run import num_evaluations
-from diffusion_sft.records import HELDOUT, Concept, ConceptSet, Example
+from diffusion_sft.probe.scores import own_caption
+from diffusion_sft.records import HELDOUT, Concept, ConceptSet, Draws, Example
 from diffusion_sft.settings import load_settings
 
 ASKED = AnswerConfig(num_renderings=4, num_candidates=5, num_invented=2, num_draws=8, templates=["a {}", "{} there"])
@@ -210,3 +214,92 @@ def test_the_benchmark_compares_all_estimators(
     assert rows["naive"]["evaluations_for_equal_sd"] > 5
     # A control variate that all cues share moves their errors and leaves their difference alone.
     assert rows["common"]["sd_nats"] == pytest.approx(rows["common_control"]["sd_nats"])
+
+
+@pytest.mark.parametrize("kind", ["inversion", "sdedit"])
+def test_reconstructions_are_measured_beside_and_counted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"error_kind={kind}", "reconstruction.num_inference_steps=10", "reconstruction.num_draws=4"]
+    settings += ["num_draws=16", "answers.num_draws=8", "answers.num_renderings=2", "samples.num_samples=0"]
+    config = load_settings(ProbeConfig, None, settings)
+    learner = exact_learner(known=NAMES[:3])
+    plain = probe(learner, concept_set(), replace(config, error_kind="denoise"), tmp_path / "plain").scores
+    num_rows = []
+    predict = ExactLearner.predict
+
+    def counting(self: ExactLearner, noisy: Any, *args: Any) -> Any:
+        num_rows.append(len(noisy))
+        return predict(self, noisy, *args)
+
+    monkeypatch.setattr(ExactLearner, "predict", counting)
+    scores = probe(learner, concept_set(), config, tmp_path / "probe").scores
+    recorded = json.loads((tmp_path / "probe" / "probe.json").read_text())["num_evaluations"]
+    assert recorded == sum(num_rows)
+    study = StudyConfig(probe=config)
+    assert recorded == network_evaluations(study, concept_set())["probe"]
+    assert set(plain.error_kind) == {"denoise"}
+    measured = [name for name in SCORE_COLUMNS if "reconstruction" in name]
+    assert plain[measured].isna().all(axis=None)
+    assert np.isfinite(scores[measured]).all(axis=None)
+    assert tuple(scores.columns) == SCORE_COLUMNS
+    assert set(scores.error_kind) == {kind}
+    pd.testing.assert_frame_equal(
+        scores.drop(columns=[*measured, "error_kind"]), plain.drop(columns=[*measured, "error_kind"])
+    )
+    known = scores.concept.isin(NAMES[:3])
+    assert (scores.reconstruction_gain[~known] == 0).all()
+    assert (scores.reconstruction_gain[known] != 0).all()
+    assert ((scores.reconstruction_error_se == 0) == (kind == "inversion")).all()
+    read = Reconstruction(kind=kind, num_inference_steps=10, strength=1.0 if kind == "inversion" else 0.8)  # type: ignore[arg-type]
+    example = concept_set().examples[4]
+    (errors,) = learner.reconstruct([own_caption(example)], read, Draws(seed=0, count=4), batch_size=64)
+    row = scores.set_index("example_id").loc[example.id]
+    assert row.reconstruction_error == errors[1].mean()
+    assert row.null_reconstruction_error == errors[0].mean()
+    assert row.reconstruction_gain == pytest.approx((errors[0] - errors[1]).mean())
+    assert row.reconstruction_relative == pytest.approx(errors[1].mean() / errors[0].mean())
+    if kind == "sdedit":
+        assert row.reconstruction_error_se == pytest.approx(errors[1].std(ddof=1) / 2)
+        assert row.reconstruction_gain_se == pytest.approx((errors[0] - errors[1]).std(ddof=1) / 2)
+
+
+def test_only_the_settings_of_the_chosen_error_make_a_probe_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = exact_learner(known=NAMES)
+    steps = ReconstructionConfig(num_inference_steps=3)
+    plain, inverted = (
+        replace(CONFIG, reconstruction=steps),
+        replace(CONFIG, reconstruction=steps, error_kind="inversion"),
+    )
+    probe(learner, concept_set(), plain, tmp_path / "plain")
+    probe(learner, concept_set(), inverted, tmp_path / "inverted")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("again")
+
+    monkeypatch.setattr(ExactLearner, "surprise", refuse)
+    probe(learner, concept_set(), CONFIG, tmp_path / "plain")
+    probe(
+        learner, concept_set(), replace(inverted, reconstruction=replace(steps, num_draws=4)), tmp_path / "inverted"
+    )
+    for changed in (plain, replace(inverted, reconstruction=replace(steps, num_inference_steps=4))):
+        with pytest.raises(AssertionError, match="again"):
+            probe(learner, concept_set(), changed, tmp_path / "inverted")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "reconstruction.num_inference_steps=0",
+        "reconstruction.strength=0",
+        "reconstruction.strength=1.1",
+        "reconstruction.strength=0.01",
+        "reconstruction.num_draws=1",
+        "error_kind=sdedit reconstruction.num_inference_steps=1",
+    ],
+)
+def test_reconstruction_settings_are_checked(override: str) -> None:
+    with pytest.raises(UserError, match=r"num_inference_steps|strength|num_draws"):
+        load_settings(ProbeConfig, None, override.split())

@@ -16,7 +16,9 @@ from test_diffusion import SAMPLING, plain, plain_images
 
 from diffusion_sft.errors import UserError
 from diffusion_sft.learner import Cue
+from diffusion_sft.learners.adapters import KOHYA_FILE
 from diffusion_sft.learners.diffusion import DiffusionLearner
+from diffusion_sft.learners.lora import LORA_FILE
 from diffusion_sft.numerics.noise import normal
 
 
@@ -49,12 +51,12 @@ def test_a_saved_adapter_loads_in_plain_diffusers_at_its_strength(tiny_pipeline:
             if "lora" in name:
                 parameter.copy_(normal(parameter.shape, index))
     learner.save(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [LORA_FILE, KOHYA_FILE]
     cues = [Cue(prompt="a photo of a wug", seed=1)]
     ours = np.stack(learner.generate(cues, **SAMPLING, batch_size=1)).astype(int)  # type: ignore[arg-type]
     pipeline = plain(tiny_pipeline)
     assert np.abs(ours - plain_images(pipeline, cues)).max() > 1
-    pipeline.load_lora_weights(str(tmp_path))
+    pipeline.load_lora_weights(str(tmp_path), weight_name=LORA_FILE)
     assert np.abs(ours - plain_images(pipeline, cues)).max() <= 1
     reloaded = DiffusionLearner.load(tiny_pipeline, lora=tmp_path)
     theirs = np.stack(reloaded.generate(cues, **SAMPLING, batch_size=1)).astype(int)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ class BucketConfig:
     error_quantile: float = 0.5
     """Share of the concepts that the rule `error` calls known, where no threshold is given."""
     error_threshold: float | None = None
-    """In nats, of a concept's mean error; for sets of which no share is to be taken for known."""
+    """Of a concept's mean error, for sets of which no share is to be taken for known: in nats, or the mean squared
+    error per dimension where the probe's error_kind is inversion or sdedit."""
     relative_quantile: float = 0.5
     relative_threshold: float | None = None
     """Of err(c)/err(∅); below 1 the words help."""

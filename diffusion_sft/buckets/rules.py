@@ -5,6 +5,9 @@
     gain      the lower end of the interval of the mean gain i_s = err(x, ∅) - err(x, c) lies above 0
     slick     greedy P > 0: HighlyKnown or MaybeKnown (Gekhman et al., 2024, table 1)
 
+The errors are of the kind that the scores were probed for (`error_kind`): err(x, c) in nats, or the reconstruction
+error per dimension, in whose case the gain is its difference.
+
 A rule's confidence is the share of resamples that give the same label, thresholds held fixed: near 1 for a clear
 case, near ½ at the threshold. For `gain` a resample is known if it exceeds the interval's half-width.
 """
@@ -17,7 +20,7 @@ from scipy import stats
 
 from ..records import UNKNOWN
 from .config import BucketConfig
-from .readings import Measures
+from .readings import Measures, error_columns
 
 
 def apply_rules(
@@ -25,29 +28,30 @@ def apply_rules(
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """The labels of the rules error, relative and gain with their confidences, `misknown`, and the thresholds used.
 
-    `misknown` (confident and wrong) is a flag within Unknown: the whole interval of the gain is at most 0 and the
-    lower end of the opinion's interval lies above the set's inert level, the median opinion of those Unknown
-    concepts whose gain interval contains 0 (0 where there are none).
+    `misknown` (confident and wrong) is a flag within Unknown: the whole interval of the information gain (in nats,
+    whatever the kind of error) is at most 0 and the lower end of the opinion's interval lies above the set's inert
+    level, the median opinion of those Unknown concepts whose gain interval contains 0 (0 where there are none).
     """
-    table = measures.table
+    table, columns = measures.table, error_columns(measures.table)
     thresholds = {
-        "error_nats": _threshold(table["error_nats"], config.error_threshold, config.error_quantile),
-        "relative_error": _threshold(table["relative_error"], config.relative_threshold, config.relative_quantile),
+        columns.error: _threshold(table[columns.error], config.error_threshold, config.error_quantile),
+        columns.relative: _threshold(table[columns.relative], config.relative_threshold, config.relative_quantile),
     }
     relative = measures.errors / (measures.errors + measures.gains)
     tail = (1 - config.gain_confidence) / 2
-    low, high = np.quantile(measures.gains, [tail, 1 - tail], axis=1)
-    gain = table["gain_nats"].to_numpy()
+    low = np.quantile(measures.gains, tail, axis=1)
+    gain = table[columns.gain].to_numpy()
     known = {
-        "error": table["error_nats"].to_numpy() <= thresholds["error_nats"],
-        "relative": table["relative_error"].to_numpy() <= thresholds["relative_error"],
+        "error": table[columns.error].to_numpy() <= thresholds[columns.error],
+        "relative": table[columns.relative].to_numpy() <= thresholds[columns.relative],
         "gain": low > 0,
     }
     resampled = {
-        "error": measures.errors <= thresholds["error_nats"],
-        "relative": relative <= thresholds["relative_error"],
+        "error": measures.errors <= thresholds[columns.error],
+        "relative": relative <= thresholds[columns.relative],
         "gain": measures.gains > (gain - low)[:, None],
     }
+    low, high = np.quantile(measures.information_gains, [tail, 1 - tail], axis=1)
     unknown = (category == UNKNOWN).to_numpy()
     opinion = table["opinion_nats"].to_numpy()
     inert = opinion[unknown & (low <= 0) & (high > 0) & np.isfinite(opinion)]
@@ -64,14 +68,15 @@ def apply_rules(
 def ranking_score(concepts: pd.DataFrame, rule: str, num_renderings: int) -> np.ndarray:
     """What a rule ranks concepts by, larger for better known.
 
-    error: -error_nats; relative: -relative_error; gain: gain_nats; slick: the greedy share, ties at 0 broken by
-    the sampled share, which counts for less than one rendering.
+    error: -error_nats; relative: -relative_error; gain: gain_nats (of the reconstruction, where there was one); slick:
+    the greedy share, ties at 0 broken by the sampled share, which counts for less than one rendering.
     """
     if rule == "slick":
         greedy = concepts["greedy_share"].to_numpy(float)
         sampled = concepts["sampled_share"].fillna(0).to_numpy(float)
         return np.where(greedy > 0, greedy, sampled / (1 + num_renderings))
-    column, sign = {"error": ("error_nats", -1), "relative": ("relative_error", -1), "gain": ("gain_nats", 1)}[rule]
+    columns = error_columns(concepts)
+    column, sign = {"error": (columns.error, -1), "relative": (columns.relative, -1), "gain": (columns.gain, 1)}[rule]
     return sign * concepts[column].to_numpy(float)
 
 

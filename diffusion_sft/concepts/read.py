@@ -1,25 +1,31 @@
-"""From a folder to a concept set: read the rows, check every file, split, and gather the concepts."""
+"""From one set or several to a concept set: read the rows, check every file, split, and gather the concepts."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from ..errors import UserError
-from ..records import HELDOUT, Concept, ConceptSet, Example
-from .check import drop_contradictions, drop_copies, drop_repeated, drop_unreadable
-from .config import ConceptsConfig
-from .dreambooth import has_photo_folders, read_dreambooth
-from .image_folder import read_image_folder
-from .metadata import METADATA_FILES, find_metadata
-from .rows import Listing, Problem, Row, few
-from .splits import assign_splits
-
-_RESERVED = {"concept", "words", "exposure"}
+from ..records import HELDOUT, REGULARISATION, ConceptSet, Example
+from .check import (
+    drop_contradictions,
+    drop_copies,
+    drop_leaks,
+    drop_near_leaks,
+    drop_repeated,
+    drop_unreadable,
+    share_facts,
+)
+from .config import ConceptsConfig, ConceptSourceConfig
+from .layouts import read_source
+from .looks import Look
+from .naming import concepts_of
+from .rows import Problem, Row, printable
+from .splits import Splits, assign_splits, lend_references
+from .store import Store, image_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,8 @@ class ReadResult:
     concept_set: ConceptSet
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    looks: Mapping[Path, Look] = field(default_factory=dict, repr=False)
+    """The size of every image and what it looks like, by its file."""
 
     def problems_table(self) -> pd.DataFrame:
         """One row per skipped row or file: where, file, reason."""
@@ -36,108 +44,138 @@ class ReadResult:
         return pd.DataFrame(rows, columns=["where", "file", "reason"], dtype=str)
 
 
-def read_concept_set(config: ConceptsConfig) -> ReadResult:
-    """Read a concept set and decode every one of its images.
+@dataclass(kw_only=True)
+class _Gathered:
+    """What the sets hold together, in their order."""
 
-    An image that serves as held-out and as reference both is two examples with the same id.
+    rows: list[Row] = field(default_factory=list)
+    splits: Splits = field(default_factory=dict)
+    sets: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    looks: dict[Path, Look] = field(default_factory=dict)
+
+
+def read_concept_set(config: ConceptsConfig, *, keep_alike: bool = False) -> ReadResult:
+    """Read one concept set or several and decode every one of their images.
+
+    An image that serves as held-out and as reference both is two examples with the same id. Ids of several sets start
+    with the set's name. A regularisation image belongs to the concept that its folder, column or setting names; that
+    need not be one of the set's concepts, and is none where nothing but regularisation images shows it.
+
+    Args:
+        config: the sets and how to read them.
+        keep_alike: do not take it as a problem that an image that is trained on looks the same as one of another set
+            that measures; for looking at such pairs.
 
     Raises:
         UserError: no such set, metadata that cannot be read, any bad row or file (all of them in one message)
-            unless `on_bad` is skip, or nothing left to probe.
+            unless `on_bad` is skip, or nothing left.
     """
-    root = Path(config.path).expanduser()
-    if not config.path:
-        raise UserError("the concept set's path is empty: give the folder that holds the images")
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of concepts")
-    listing = _listing(root, config)
-    rows, problems = listing.rows, list(listing.problems)
-    for drop in (drop_repeated, drop_unreadable, drop_copies, drop_contradictions):
-        rows, found = drop(rows)
-        problems += found
-    if problems and config.on_bad == "stop":
-        raise UserError(_problems_text(root, problems))
-    splits, notes = assign_splits(rows, config)
-    if not any(HELDOUT in names for names in splits.values()):
-        found_out = f" ({len(problems)} bad ones skipped)" if problems else ""
-        raise UserError(f"{root}: no held-out image is left of {len(rows)} usable rows{found_out}; nothing to probe")
-    concepts, concept_notes = _concepts(rows)
-    examples = tuple(
-        Example(id=row.id, concept=row.concept, caption=row.caption, path=row.path, split=split)
+    found = _Gathered()
+    store = image_store(config.cache_dir)
+    for name, source in _named_sources(config):
+        _read_one(found, name, source, config, store)
+    taught = [row for row in found.rows if found.splits[row.id] != (REGULARISATION,)]
+    others = [row for row in found.rows if found.splits[row.id] == (REGULARISATION,)]
+    if config.sets:
+        taught, bad = drop_contradictions(share_facts(taught, found.sets))
+        found.problems += bad
+    rows, bad = drop_leaks([*taught, *others], found.splits)
+    found.problems += bad
+    if not keep_alike:
+        rows, bad = drop_near_leaks(rows, found.splits, found.sets, found.looks)
+        found.problems += bad
+    if found.problems and config.on_bad == "stop":
+        raise UserError(_problems_text(_title(config), found.problems))
+    splits, notes = lend_references(rows, {row.id: found.splits[row.id] for row in rows})
+    found.rows, found.splits = rows, splits
+    _check_rest(found, config)
+    concepts, concept_notes = concepts_of([row for row in rows if splits[row.id] != (REGULARISATION,)])
+    return ReadResult(
+        concept_set=ConceptSet(concepts=concepts, examples=_examples(rows, splits)),
+        problems=tuple(found.problems),
+        notes=(*found.notes, *notes, *concept_notes),
+        looks={row.path: found.looks[row.path] for row in rows},
+    )
+
+
+def _read_one(found: _Gathered, name: str, source: ConceptSourceConfig, config: ConceptsConfig, store: Store) -> None:
+    """Read and check one set, split it, and add it to what was found, its ids after its name where it has one."""
+    listing = read_source(source, store)
+    rows, problems = drop_repeated(listing.rows)
+    rows, unreadable, looks = drop_unreadable(rows)
+    rows, copies = drop_copies(rows) if source.role == "all" else (rows, [])
+    rows, contradictions = drop_contradictions(rows)
+    problems = [*listing.problems, *problems, *unreadable, *copies, *contradictions]
+    splits, notes = assign_splits(rows, source.role, config)
+    notes = [*listing.notes, *notes]
+    if name:
+        problems = [_of_set(name, problem) for problem in problems]
+        notes = [f"set {printable(name)}: {note}" for note in notes]
+    for row in rows:
+        identity = f"{name}/{row.id}" if name else row.id
+        where = identity if row.where == row.id else f"set {name}, {row.where}" if name else row.where
+        found.rows.append(replace(row, id=identity, where=where, repeats=row.repeats * source.repeats))
+        found.splits[identity] = splits[row.id]
+        found.sets[identity] = name
+    found.problems += problems
+    found.notes += notes
+    found.looks |= looks
+
+
+def _of_set(name: str, problem: Problem) -> Problem:
+    file = f"{name}/{problem.file}" if problem.file else ""
+    where = file if problem.where == problem.file else f"set {name}, {problem.where}"
+    return replace(problem, where=where, file=file)
+
+
+def _named_sources(config: ConceptsConfig) -> list[tuple[str, ConceptSourceConfig]]:
+    """The sets with the names that stand before their ids; a set by `path` alone needs none."""
+    if not config.sets:
+        return [("", config)]
+    named: dict[str, ConceptSourceConfig] = {}
+    for number, source in enumerate(config.sets):
+        name = source.name or PurePosixPath(Path(source.path).expanduser().as_posix()).name
+        if not name or "/" in name or not name.isprintable() or name in (".", ".."):
+            raise UserError(f"concepts.sets[{number}]: give it a path and a name without '/', not {name!r}")
+        if name in named:
+            raise UserError(
+                f"concepts.sets[{number}]: another set is called {name!r} too; give each a name of its own"
+            )
+        named[name] = source
+    return list(named.items())
+
+
+def _check_rest(found: _Gathered, config: ConceptsConfig) -> None:
+    """Demand that something is left, and a held-out image where any set was to have some."""
+    skipped = f" ({len(found.problems)} bad ones skipped)" if found.problems else ""
+    count = f"{len(found.rows)} usable rows{skipped}"
+    roles = {source.role for source in (config.sets or [config])}
+    if any(HELDOUT in names for names in found.splits.values()):
+        return
+    if roles & {"all", "heldout"} or not found.rows:
+        raise UserError(
+            f"{_title(config)}: no held-out image is left of {count}; nothing to probe (role=train reads a set for"
+            " training alone)"
+        )
+
+
+def _title(config: ConceptsConfig) -> str:
+    return str(Path(config.path).expanduser()) if config.path else f"the {len(config.sets)} concept sets"
+
+
+def _examples(rows: list[Row], splits: Splits) -> tuple[Example, ...]:
+    return tuple(
+        Example(id=row.id, concept=row.concept, caption=row.caption, path=row.path, split=split, repeats=row.repeats)
         for row in rows
         for split in splits[row.id]
     )
-    return ReadResult(
-        concept_set=ConceptSet(concepts=concepts, examples=examples),
-        problems=tuple(problems),
-        notes=(*listing.notes, *notes, *concept_notes),
-    )
 
 
-def _listing(root: Path, config: ConceptsConfig) -> Listing:
-    if config.layout == "imagefolder" or (config.layout == "auto" and find_metadata(root) is not None):
-        return read_image_folder(root, config)
-    if config.layout == "dreambooth" or has_photo_folders(root):
-        return read_dreambooth(root, config)
-    seen = few(sorted(path.name for path in root.iterdir())) or "nothing"
-    raise UserError(
-        f"{root}: neither a metadata file ({', '.join(METADATA_FILES)}) nor a folder of photos per subject here;"
-        f" found {seen}"
-    )
-
-
-def _problems_text(root: Path, problems: list[Problem], limit: int = 20) -> str:
+def _problems_text(title: str, problems: list[Problem], limit: int = 20) -> str:
     lines = [f"  {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  and {len(problems) - limit} more")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{root}: {count}; mend them, or set on_bad=skip to go on without these rows:", *lines])
-
-
-def _concepts(rows: list[Row]) -> tuple[tuple[Concept, ...], list[str]]:
-    """The concepts in the order of their first row, with the columns that are constant within every concept."""
-    by_concept: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_concept[row.concept].append(row)
-    columns = list(dict.fromkeys(key for row in rows for key in row.columns))
-    varying = [
-        key
-        for key in columns
-        if key in _RESERVED
-        or any(len({row.columns.get(key, "") for row in group}) > 1 for group in by_concept.values())
-    ]
-    kept = [key for key in columns if key not in varying]
-    concepts, unspoken = [], []
-    for name, group in by_concept.items():
-        words, spoken = _words(name, group)
-        if not spoken:
-            unspoken.append(name)
-        attributes = {key: group[0].columns.get(key, "") for key in kept}
-        concepts.append(Concept(name=name, words=words, exposure=group[0].exposure, attributes=attributes))
-    notes = [f"columns that differ within a concept are no attributes of it: {few(varying)}"] if varying else []
-    if unspoken:
-        notes.append(
-            f"the words that stand for these concepts are missing from some of their captions: {few(unspoken)}"
-        )
-    return tuple(concepts), notes
-
-
-def _words(name: str, rows: list[Row]) -> tuple[str, bool]:
-    """The text that stands for the concept in its captions, and whether every caption contains it.
-
-    The set's own `words`, else the name as the captions write it (whole words, any case, spaces or
-    underscores), else the first caption.
-    """
-    if rows[0].words:
-        return rows[0].words, all(_find(rows[0].words, row.caption) for row in rows)
-    found = [_find(name, row.caption) for row in rows]
-    if all(found):
-        return found[0], True
-    return rows[0].caption, len({row.caption for row in rows}) == 1
-
-
-def _find(name: str, caption: str) -> str:
-    """The part of the caption that reads as the name, "" where there is none."""
-    pattern = r"[\s_]+".join(re.escape(part) for part in re.split(r"[\s_]+", name) if part)
-    match = re.search(rf"(?<!\w){pattern}(?!\w)", caption, flags=re.IGNORECASE) if pattern else None
-    return match.group() if match else ""
+    return "\n".join([f"{title}: {count}; mend them, or set on_bad=skip to go on without these rows:", *lines])

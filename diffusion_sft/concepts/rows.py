@@ -1,4 +1,4 @@
-"""What the readers of the two layouts hand on: one row per image, and what was wrong with the others."""
+"""What the readers of all layouts hand on: one row per image, and what was wrong with the others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Row:
     concept: str
     where: str
     split: str | None = None
+    repeats: int = 1
     words: str = ""
     exposure: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -81,3 +82,8 @@ def few(names: list[str], limit: int = 10) -> str:
     """The first names, comma-separated, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return printable(", ".join(names[:limit])) + more
+
+
+def seen(folder: Path) -> str:
+    """The names in a folder, for messages that say what was found instead of what was looked for."""
+    return few(sorted(path.name for path in folder.iterdir())) or "nothing"

@@ -9,26 +9,34 @@ one or two images then serve as held-out and as reference both, and the rest is 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
-from ..records import HELDOUT, REFERENCE, TRAIN, identity_seed
+from ..records import HELDOUT, REFERENCE, REGULARISATION, TRAIN, identity_seed
 from .config import ConceptsConfig
 from .rows import Row, few
 
 SHARING_BELOW = 6
 """Concepts with fewer images than this use the same images as held-out and as reference."""
 
+Splits = dict[str, tuple[str, ...]]
+"""The splits of each row by its id; two where held-out and reference are shared."""
 
-def assign_splits(rows: list[Row], config: ConceptsConfig) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The splits of each row (by its id; two where held-out and reference are shared), and remarks on them.
+
+def assign_splits(rows: list[Row], role: str, config: ConceptsConfig) -> tuple[Splits, list[str]]:
+    """The splits of one set's rows by the set's role, its own splits or the hash, and remarks on them.
 
     Either all rows come with a split or none does, because the readers take it from a column.
     """
-    if all(row.split is not None for row in rows):
-        return _given(rows)
+    given = bool(rows) and all(row.split is not None for row in rows)
+    if role != "all":
+        notes = [f"the set's own splits are not used, because its role is {role}"] if given else []
+        return {row.id: (role,) for row in rows}, notes
+    if given:
+        return {row.id: (str(row.split),) for row in rows}, []
     by_concept: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_concept[row.concept].append(row)
-    splits: dict[str, tuple[str, ...]] = {}
+    splits: Splits = {}
     for concept_rows in by_concept.values():
         splits |= _split_concept(concept_rows, config)
     notes = [
@@ -40,24 +48,30 @@ def assign_splits(rows: list[Row], config: ConceptsConfig) -> tuple[dict[str, tu
         notes.append(f"fewer than {SHARING_BELOW} images, the same ones held out and as reference: {few(sharing)}")
     single = [concept for concept, group in by_concept.items() if len(group) == 1]
     if single:
-        notes.append(f"a single image, so none to train on: {few(single)}")
+        notes.append(f"a single image, so none to train on (role=train trains on all images of a set): {few(single)}")
     return splits, notes
 
 
-def _given(rows: list[Row]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    splits: dict[str, tuple[str, ...]] = {row.id: (str(row.split),) for row in rows}
-    with_reference = {row.concept for row in rows if row.split == REFERENCE}
-    heldout = {row.concept for row in rows if row.split == HELDOUT}
-    notes = []
-    if lacking := [concept for concept in _names(rows) if concept in heldout - with_reference]:
-        splits |= {row.id: (HELDOUT, REFERENCE) for row in rows if row.split == HELDOUT and row.concept in lacking}
+def lend_references(rows: list[Row], splits: Mapping[str, tuple[str, ...]]) -> tuple[Splits, list[str]]:
+    """Of all sets together: held-out images serve as reference where a concept has none of its own.
+
+    Regularisation images are nobody's concept and take no part.
+    """
+    rows = [row for row in rows if splits[row.id] != (REGULARISATION,)]
+    with_reference = {row.concept for row in rows if REFERENCE in splits[row.id]}
+    heldout = {row.concept for row in rows if HELDOUT in splits[row.id]}
+    names = list(dict.fromkeys(row.concept for row in rows))
+    lent, notes = dict(splits), []
+    if lacking := [concept for concept in names if concept in heldout - with_reference]:
+        wanting = set(lacking)
+        lent |= {row.id: (HELDOUT, REFERENCE) for row in rows if row.concept in wanting and HELDOUT in splits[row.id]}
         notes.append(f"no reference images, the held-out ones serve as such: {few(lacking)}")
-    if untested := [concept for concept in _names(rows) if concept not in heldout]:
+    if untested := [concept for concept in names if concept not in heldout]:
         notes.append(f"no held-out image, so these are not probed: {few(untested)}")
-    return splits, notes
+    return lent, notes
 
 
-def _split_concept(rows: list[Row], config: ConceptsConfig) -> dict[str, tuple[str, ...]]:
+def _split_concept(rows: list[Row], config: ConceptsConfig) -> Splits:
     ordered = sorted(rows, key=lambda row: (identity_seed(config.seed, "split", row.id), row.id))
     count = len(ordered)
     if count < SHARING_BELOW:
@@ -72,7 +86,3 @@ def _split_concept(rows: list[Row], config: ConceptsConfig) -> dict[str, tuple[s
 def _part(share: float, count: int) -> int:
     # the small addition keeps 0.29 * 100 at 29; shares add up to less than 1, so of 3 to 5 images one is left
     return max(1, int(count * share + 1e-9))
-
-
-def _names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row.concept for row in rows))

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.state import AcceleratorState
 
 from ..errors import UserError
+from ..files import write_text
+from ..settings import settings_dict
 from .config import FinetuneConfig
 
-
-def process_device() -> torch.device:
-    """The device that accelerate gives to this process; load the learner there before it is fine-tuned."""
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # Without cpu=True, accelerate takes processes on a machine without a GPU for so many lone ones.
-    return torch.device(PartialState(cpu=cpu).device)
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
@@ -66,6 +65,30 @@ def accelerated(device: torch.device, config: FinetuneConfig, folder: Path) -> I
 
 
 @contextmanager
+def arithmetic(config: FinetuneConfig) -> Iterator[None]:
+    """`deterministic` and `allow_tf32` hold inside the block; what torch was set to before holds after it.
+
+    With deterministic kernels alone, torch raises where an operation has none; cuBLAS needs a fixed workspace for them.
+    """
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    before = (cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark)
+    algorithms = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    workspace = os.environ.get(WORKSPACE)
+    cuda.matmul.allow_tf32 = cudnn.allow_tf32 = config.allow_tf32
+    if config.deterministic:
+        os.environ[WORKSPACE] = workspace or ":4096:8"
+        cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        if config.deterministic and workspace is None:
+            os.environ.pop(WORKSPACE, None)
+
+
+@contextmanager
 def triggered_by_sigterm(accelerator: Accelerator) -> Iterator[None]:
     """A polite request to stop (SIGTERM, as schedulers send before they kill) sets accelerate's trigger."""
     if threading.current_thread() is not threading.main_thread():
@@ -76,6 +99,38 @@ def triggered_by_sigterm(accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def start_trackers(accelerator: Accelerator, config: FinetuneConfig, folder: Path) -> None:
+    """Begin the tracker's record of this run, with all settings in it.
+
+    Weights & Biases takes up the record again when the run goes on: its id is kept in `logs/wandb_id`. Without an
+    account, WANDB_MODE=offline writes it to `logs/wandb`.
+
+    Raises:
+        UserError: the tracker does not start (no account, no network).
+    """
+    options = {"wandb": _wandb_options(accelerator, folder)} if config.report_to == "wandb" else {}
+    try:
+        accelerator.init_trackers(config.tracker_project_name, _flat(settings_dict(config)), options)
+    except Exception as error:  # Trackers are other people's programs, with errors of any kind.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        offline = " (WANDB_MODE=offline needs no account)" if config.report_to == "wandb" else ""
+        raise UserError(f"report_to={config.report_to}: {reason}{offline}; or set report_to=null") from error
+
+
+def _wandb_options(accelerator: Accelerator, folder: Path) -> dict[str, str]:
+    file = folder / "logs" / "wandb_id"
+    if accelerator.is_main_process and not file.is_file():
+        write_text(file, uuid.uuid4().hex)
+    identity = file.read_text(encoding="utf-8").strip() if accelerator.is_main_process else ""
+    return {"dir": str(folder / "logs"), "name": folder.resolve().name, "id": identity, "resume": "allow"}
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Trackers take plain values alone; others go as JSON."""
+    plain = (bool, int, float, str)
+    return {name: value if isinstance(value, plain) else json.dumps(value) for name, value in settings.items()}
 
 
 def _indexed(device: torch.device) -> tuple[str, int]:

@@ -11,25 +11,46 @@ from torch import nn
 
 
 class AveragedWeights:
-    """avg_u = avg_{u-1} + (θ_u − avg_{u-1}) / min(u, horizon): a plain mean first, an exponential one after.
+    """avg_n = avg_{n-1} + share_n · (θ_u − avg_{n-1}) at every k-th update u, where n counts these.
 
-    float32, beside the live weights on their device; the starting weights have no share in it.
+    share_n = max(1/n, 1 − (1 − 1/horizon)^k): a plain mean first, then an exponential one that forgets with the same
+    time constant in updates whatever k is. float32, beside the live weights or in the CPU's memory; the starting
+    weights have no share in it.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, horizon: int):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        horizon: int,
+        every: int = 1,
+        device: torch.device | None = None,
+    ):
+        """Start from a copy of the weights on `device`; None: each beside its live weight."""
         self.parameters = dict(parameters)
-        self.horizon = horizon
-        self.tensors = {name: p.detach().clone().float() for name, p in self.parameters.items()}
+        self.horizon, self.every = horizon, every
+        self.count = 0
+        """How many times the average has moved."""
+        self.tensors = {
+            name: p.detach().to(device or p.device, torch.float32, copy=True) for name, p in self.parameters.items()
+        }
 
-    def decay(self, update: int) -> float:
-        """The share of the old average kept at this update (counted from 1)."""
-        return 1.0 - 1.0 / min(update, self.horizon)
+    @property
+    def decay(self) -> float:
+        """The share of the old average that was kept at the last move; 0 before and at the first."""
+        if self.count == 0:
+            return 0.0
+        return 1.0 - max(1.0 / self.count, 1.0 - (1.0 - 1.0 / self.horizon) ** self.every)
 
     @torch.no_grad()
     def update(self, update: int) -> None:
-        """Move towards the weights that stand after update number `update`."""
+        """Move towards the weights that stand after update number `update` (from 1), where it is one of the k-th."""
+        if update % self.every:
+            return
+        self.count += 1
         for name, parameter in self.parameters.items():
-            self.tensors[name].lerp_(parameter, 1.0 - self.decay(update))
+            average = self.tensors[name]
+            average.lerp_(parameter.detach().to(average.device), 1.0 - self.decay)
 
     @torch.no_grad()
     def distance(self) -> float:
@@ -53,14 +74,22 @@ def relative_distance(parameters: Mapping[str, nn.Parameter], others: Mapping[st
 
 @contextmanager
 def lent(parameters: Mapping[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Exchange the storage of weights and tensors inside the block, without a copy, and exchange back after it."""
-    _exchange(parameters, tensors)
+    """Exchange weights and tensors inside the block, and exchange them back after it, whatever happens.
+
+    Storage is exchanged where both are on one device. Where they are on two, one weight at a time is moved each way,
+    so that no second copy of the network is made.
+    """
+    exchanged = []
     try:
+        for name, parameter in parameters.items():
+            _exchange(name, parameter, tensors)
+            exchanged.append(name)
         yield
     finally:
-        _exchange(parameters, tensors)
+        for name in exchanged:
+            _exchange(name, parameters[name], tensors)
 
 
-def _exchange(parameters: Mapping[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
-    for name, parameter in parameters.items():
-        tensors[name], parameter.data = parameter.data, tensors[name]
+def _exchange(name: str, parameter: nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    inside, outside = parameter.device, tensors[name].device
+    tensors[name], parameter.data = parameter.data.to(outside), tensors[name].to(inside)

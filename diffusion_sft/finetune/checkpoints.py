@@ -1,5 +1,6 @@
 """`checkpoint-<N>` folders: written whole or not at all, kept few, and resumed from exactly.
 
+A folder is renamed to its name when all its files are on disk, so that the name itself says that it is complete.
 Nothing random is stored: order, noise and caption dropout are functions of the seed and the update.
 """
 
@@ -20,6 +21,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import read_json, replaced_folder, write_json
 from .average import AveragedWeights
+from .optimizer_state import packed, restore
 from .parts import assert_float32
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = (
@@ -28,6 +30,21 @@ WEIGHTS, AVERAGE, OPTIMIZER, STATE = (
     "optimizer.safetensors",
     "state.json",
 )
+LAYOUT = 2
+"""Of the folder; 1 named the UNet's weights without `unet.` and had no other part."""
+FREE = (
+    "resume_from_checkpoint",
+    "report_to",
+    "tracker_project_name",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "max_nonfinite_steps",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
+    "save_single_file",
+)
+"""Settings that change nothing about the numbers of a run, and may be others when it goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,38 +63,75 @@ def checkpoint_folder(run: Path, update: int) -> Path:
 
 
 def save_checkpoint(run: Path, update: int, trained: Trained, state: Mapping[str, Any]) -> None:
-    """Write `checkpoint-<update>`: weights, average and optimiser state as safetensors, the rest as JSON."""
-    with replaced_folder(checkpoint_folder(run, update)) as folder:
-        save_file({name: _storable(p) for name, p in trained.parameters.items()}, folder / WEIGHTS)
-        save_file(_optimizer_tensors(trained), folder / OPTIMIZER)
-        if trained.average is not None:
-            save_file({name: _storable(t) for name, t in trained.average.tensors.items()}, folder / AVERAGE)
-        scaler = None if trained.scaler is None else trained.scaler.state_dict()
-        write_json(folder / STATE, {"update": update, "scaler": scaler, **state})
-
-
-def load_checkpoint(run: Path, update: int, trained: Trained) -> None:
-    """Put weights, average, optimiser and loss scale back as they were after this update.
+    """Write `checkpoint-<update>`: weights, average and optimiser state as safetensors, the rest as JSON.
 
     Raises:
-        UserError: a file is missing, broken, or of another network.
+        UserError: a folder of this name is there that this program did not write, or the disk is full.
+    """
+    target = checkpoint_folder(run, update)
+    if target in foreign_folders(run):
+        raise UserError(f"{target}: is there and is no checkpoint of this program; move it away or change output_dir")
+    tensors, rest = packed(trained.optimizer, trained.parameters)
+    average = trained.average
+    inside = {
+        "layout": LAYOUT,
+        "update": update,
+        "scaler": None if trained.scaler is None else trained.scaler.state_dict(),
+        "average_count": None if average is None else average.count,
+        "optimizer": rest,
+    }
+    try:
+        with replaced_folder(target) as folder:
+            _write(trained.parameters, folder / WEIGHTS)
+            _write(tensors, folder / OPTIMIZER)
+            if average is not None:
+                _write(average.tensors, folder / AVERAGE)
+            write_json(folder / STATE, {**inside, **state})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{target}: cannot be written ({error}); free some space and run again to go on") from None
+
+
+def load_checkpoint(run: Path, update: int, trained: Trained) -> dict[str, Any]:
+    """Put weights, average, optimiser and loss scale back as they were after this update.
+
+    Returns:
+        The content of `state.json`.
+
+    Raises:
+        UserError: a file is missing, broken, of another network, or of an earlier version of this program.
     """
     folder = checkpoint_folder(run, update)
+    state = checkpoint_state(run, update)
     _copy_into(trained.parameters, folder / WEIGHTS)
     if trained.average is not None:
         _copy_into(trained.average.tensors, folder / AVERAGE)
-    _load_optimizer(trained, folder / OPTIMIZER)
-    scaler = read_json(folder / STATE)["scaler"]
-    if trained.scaler is not None and scaler is not None:
-        trained.scaler.load_state_dict(scaler)
+        trained.average.count = state["average_count"]
+    try:
+        restore(trained.optimizer, trained.parameters, _tensors(folder / OPTIMIZER), state["optimizer"])
+    except (UserError, ValueError) as error:
+        raise UserError(f"{folder / OPTIMIZER}: {error}; choose another output_dir") from None
+    if trained.scaler is not None and state["scaler"] is not None:
+        trained.scaler.load_state_dict(state["scaler"])
     assert_float32(trained.parameters)
+    return state
+
+
+def checkpoint_state(run: Path, update: int) -> dict[str, Any]:
+    """The content of a checkpoint's `state.json`; UserError where an earlier version of this program wrote it."""
+    file = checkpoint_folder(run, update) / STATE
+    state: dict[str, Any] = read_json(file)
+    if state.get("layout") != LAYOUT:
+        raise UserError(
+            f"{file.parent}: written by another version of this program, which named weights otherwise; begin anew in "
+            "another output_dir"
+        )
+    return state
 
 
 def evaluated_weights(run: Path, update: int, trained: Trained) -> dict[str, torch.Tensor]:
-    """The weights that a checkpoint was evaluated with (the average where there is one), on the training device."""
-    file = checkpoint_folder(run, update) / (WEIGHTS if trained.average is None else AVERAGE)
-    stored = _tensors(file)
-    return {name: stored[name].to(p.device) for name, p in trained.parameters.items()}
+    """The weights that a checkpoint was evaluated with (the average where there is one), in the CPU's memory."""
+    stored = _tensors(checkpoint_folder(run, update) / (WEIGHTS if trained.average is None else AVERAGE))
+    return {name: stored[name] for name in trained.parameters}
 
 
 def checkpoint_updates(run: Path) -> list[int]:
@@ -90,6 +144,13 @@ def checkpoint_updates(run: Path) -> list[int]:
     return sorted(found)
 
 
+def foreign_folders(run: Path) -> list[Path]:
+    """Folders with a checkpoint's name that hold no whole checkpoint of this program, and are not to be touched."""
+    ours = set(checkpoint_updates(run))
+    named = ((path, re.fullmatch(r"checkpoint-(\d+)", path.name)) for path in sorted(run.glob("checkpoint-*")))
+    return [path for path, number in named if number and int(number[1]) not in ours]
+
+
 def rotate_checkpoints(run: Path, limit: int | None, best: int | None) -> None:
     """Remove all but the last `limit` checkpoints and the best one; folders of other origin are left alone."""
     if limit is None:
@@ -98,6 +159,39 @@ def rotate_checkpoints(run: Path, limit: int | None, best: int | None) -> None:
     for update in updates[:-limit]:
         if update != best:
             shutil.rmtree(checkpoint_folder(run, update))
+
+
+def chosen_update(run: Path, resume_from_checkpoint: str) -> int:
+    """The update to go on after, by the setting of that name; 0 for a new run.
+
+    Raises:
+        UserError: no such checkpoint, or a new run is asked for in a folder that is not empty.
+    """
+    updates = checkpoint_updates(run)
+    if resume_from_checkpoint == "latest":
+        return max(updates, default=0)
+    if resume_from_checkpoint == "none":
+        if run.is_dir() and any(run.iterdir()):
+            raise UserError(
+                f"{run}: is not empty, and resume_from_checkpoint=none begins a new run; set "
+                f"output_dir={_free_name(run)}, or resume_from_checkpoint=latest to go on"
+            )
+        return 0
+    number = re.fullmatch(r"(?:checkpoint-)?(\d+)", Path(resume_from_checkpoint).name)
+    if number is None or int(number[1]) not in updates or not _inside(resume_from_checkpoint, run):
+        there = ", ".join(f"checkpoint-{update}" for update in updates) or "no checkpoint"
+        raise UserError(
+            f"resume_from_checkpoint={resume_from_checkpoint}: not in {run}, which has {there}; or say latest or none"
+        )
+    return int(number[1])
+
+
+def remove_later(run: Path, update: int) -> list[int]:
+    """Remove the checkpoints after `update`, to which a run goes back; returns their updates."""
+    later = [other for other in checkpoint_updates(run) if other > update]
+    for other in later:
+        shutil.rmtree(checkpoint_folder(run, other))
+    return later
 
 
 def remove_unfinished(run: Path) -> None:
@@ -115,7 +209,7 @@ def check_same_run(stored: Mapping[str, Any], current: Mapping[str, Any], run: P
     """
     for key, value in current.items():
         before = stored.get(key)
-        if before == value:
+        if before == value or key in FREE:
             continue
         grows = key == "max_train_steps" and isinstance(before, int) and before < value
         if grows and str(current["lr_scheduler"]).startswith("constant"):
@@ -126,23 +220,18 @@ def check_same_run(stored: Mapping[str, Any], current: Mapping[str, Any], run: P
         )
 
 
-def _optimizer_tensors(trained: Trained) -> dict[str, torch.Tensor]:
-    return {
-        f"{kind}/{name}": _storable(value)
-        for name, parameter in trained.parameters.items()
-        for kind, value in trained.optimizer.state[parameter].items()
-    }
+def _free_name(run: Path) -> Path:
+    """The first of run-2, run-3, ... that is not there."""
+    number = 2
+    while (found := run.with_name(f"{run.name}-{number}")).exists():
+        number += 1
+    return found
 
 
-def _load_optimizer(trained: Trained, file: Path) -> None:
-    stored = _tensors(file)
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for index, name in enumerate(trained.parameters):
-        kinds = {key.split("/", 1)[0]: value for key, value in stored.items() if key.split("/", 1)[1] == name}
-        if kinds:
-            states[index] = kinds
-    groups = trained.optimizer.state_dict()["param_groups"]
-    trained.optimizer.load_state_dict({"state": states, "param_groups": groups})
+def _inside(name: str, run: Path) -> bool:
+    """Whether a name without folders, or a path of a folder in `run`."""
+    path = Path(name)
+    return path.name == name or path.resolve().parent == run.resolve()
 
 
 @torch.no_grad()
@@ -163,5 +252,13 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def _storable(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous()
+def _write(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors; those that share memory with another one as copies, which the format demands."""
+    seen: set[int] = set()
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        own = tensor.detach().clone() if place in seen else tensor.detach()
+        seen.add(place)
+        stored[name] = own.cpu().contiguous()
+    save_file(stored, file)

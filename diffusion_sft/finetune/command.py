@@ -15,12 +15,16 @@ class FinetuneCommandConfig(FinetuneConfig):
     """Flat, so that the names that diffusers users type are keys of their own: `max_train_steps=500`."""
 
     pretrained_model_name_or_path: str = ""
-    """A pipeline folder or a Hub id."""
+    """A pipeline folder, a Hub id, or a single .safetensors checkpoint."""
     revision: str | None = None
     variant: str | None = None
     """Of the weight files, for example fp16; training itself is in float32."""
     resolution: int | None = None
     """Pixels of a side; None means the base's own."""
+    single_file_config: str | None = None
+    """For a single .safetensors file as base: a pipeline folder with its configurations and tokenizer."""
+    cache_dir: str | None = None
+    """Where encoded images and captions are kept from run to run, by content; null keeps them in memory alone."""
     output_dir: str = "runs/finetune"
     concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
     concepts_table: str | None = None

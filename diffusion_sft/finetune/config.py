@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import string
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,9 +12,15 @@ from typing import Literal
 class FinetuneConfig:
     """One run of the loop. An *update* is one optimiser step; every `*_steps` here counts updates."""
 
-    method: Literal["full", "lora"] = "full"
-    """full: every weight of the network. lora: low-rank adapters on the attention projections."""
+    method: Literal["full", "cross_attention", "lora"] = "full"
+    """full: every weight of the UNet. cross_attention: the UNet's cross-attention blocks (attn2) alone. lora: low-rank
+    adapters on `lora_target_modules`."""
+    train_text_encoder: bool = False
+    """With method=lora: adapters on the text encoders' attention projections too."""
     seed: int = 0
+    deterministic: bool = False
+    """Ask torch for deterministic kernels alone: on a GPU slower, and the same numbers run for run."""
+    allow_tf32: bool = False
 
     train_batch_size: int = 16
     """Examples per process and micro-batch; an update sees this x processes x gradient_accumulation_steps."""
@@ -23,7 +31,12 @@ class FinetuneConfig:
     """convergence: stop at the first evaluation, after one pass over the set, at which every trained example that is
     asked is fitted. budget: use all updates. The update of convergence and the early stop are recorded either way."""
 
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
+    """adamw8bit needs bitsandbytes, prodigy needs prodigyopt (with learning_rate=1). adafactor keeps no first moment
+    and follows learning_rate (neither relative steps nor parameter scaling)."""
     learning_rate: float = 1e-4
+    text_encoder_lr: float | None = None
+    """Of the text encoders' adapters; None means learning_rate."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.9
@@ -35,6 +48,30 @@ class FinetuneConfig:
     proportion_empty_prompts: float = 0.1
     """Caption dropout: the share of items trained under the empty caption, which guidance needs."""
 
+    caption_templates: list[str] = field(default_factory=list)
+    """Training captions drawn anew for each visit, with {caption} and {concept} (the concept's words); empty: the
+    set's own captions. Regularisation images keep their own."""
+    snr_gamma: float | None = None
+    """Min-SNR-γ weighting (Hang et al., 2023; 5 is usual); None weighs all timesteps alike."""
+    noise_offset: float = 0.0
+    random_flip: bool = False
+    """Mirror each visit's image left to right with probability one half."""
+    aspect_ratio_buckets: bool = False
+    """Fit each image to the nearest of several sizes of about resolution² pixels instead of cropping a square; every
+    batch is of one size."""
+    bucket_reso_steps: int = 64
+    """Sides of aspect-ratio buckets are multiples of this many pixels."""
+    min_bucket_reso: int = 256
+    max_bucket_reso: int = 1024
+
+    prior_loss_weight: float = 1.0
+    """Weight of the regularisation images' loss (prior preservation); they are used where the set has any, or where
+    class_prompt is given."""
+    class_prompt: str | None = None
+    """Draw images of this prompt with the base before training, until there are num_class_images regularisation images
+    (those of the set count), and use them as such."""
+    num_class_images: int = 100
+
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """None: what `accelerate launch` or its configuration says. Trained weights are float32 in every case."""
     gradient_checkpointing: bool = False
@@ -43,16 +80,37 @@ class FinetuneConfig:
     ema_horizon: int = 100
     """The average is a plain mean over the first `ema_horizon` updates and decays by 1 - 1/ema_horizon after."""
 
+    ema_update_every: int = 1
+    ema_device: Literal["same", "cpu"] = "same"
+    """Where the average is kept: beside the weights, or in the CPU's memory."""
+
     rank: int = 16
     lora_alpha: int | None = None
     """Adapters are scaled by lora_alpha / rank; None means lora_alpha = rank."""
     lora_dropout: float = 0.0
+    use_dora: bool = False
+    """Weight-decomposed adapters (DoRA, Liu et al., 2024)."""
+    lora_target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """Ends of the names of the UNet's modules that get adapters."""
 
+    max_nonfinite_steps: int = 5
+    """An update whose loss or gradient is not finite is skipped and counted; this many in a row end the run."""
     checkpointing_steps: int = 500
     checkpoints_total_limit: int | None = 2
     """Keep this many of the latest checkpoints, and the best one beside them; None keeps all."""
+    resume_from_checkpoint: str = "latest"
+    """latest: go on after the latest checkpoint in the run's folder, where there is one. checkpoint-<N>: go back to
+    that one; later ones are made again. none: start a new run, in an empty folder."""
+    save_single_file: bool = False
+    """Also write the trained model as one .safetensors checkpoint (methods full and cross_attention)."""
+    push_to_hub: bool = False
+    """Upload the finished run's weights and model card; never checkpoints, images or data."""
+    hub_model_id: str | None = None
+    """Repository to push to, as user/name."""
+    hub_private: bool = True
     report_to: str | None = "tensorboard"
     """A tracker that accelerate knows (tensorboard, wandb, ...); None for metrics.jsonl alone."""
+    tracker_project_name: str = "diffusion-sft"
 
     validation_steps: int = 0
     """Evaluate before the first update, every so many updates, and after the last; 0 evaluates nothing."""
@@ -70,34 +128,106 @@ class FinetuneConfig:
     validation_guidance_scale: float = 3.0
 
     def __post_init__(self) -> None:
-        positive = (
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "checkpointing_steps",
-            "ema_horizon",
-            "rank",
-            "validation_draws",
-            "validation_batch_size",
-            "num_validation_images",
-            "validation_inference_steps",
-        )
-        optional = ("lora_alpha", "checkpoints_total_limit", "validation_examples_per_concept")
-        for name in (*positive, *optional):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        for name in ("lr_warmup_steps", "validation_steps", "max_grad_norm", "adam_weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in ("proportion_empty_prompts", "lora_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)}")
-        if self.use_ema and self.ema_horizon < 2:
-            raise ValueError(f"ema_horizon must be at least 2 updates, not {self.ema_horizon}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        _check_numbers(self)
+        _check_methods(self)
+        _check_data(self)
         if self.stopping == "convergence" and not self.validation_steps:
             raise ValueError("stopping: convergence needs evaluations; set validation_steps")
         if self.lr_scheduler in ("linear", "cosine") and self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(f"lr_warmup_steps ({self.lr_warmup_steps}) must be below max_train_steps")
+        if self.use_ema and self.ema_horizon < 2:
+            raise ValueError(f"ema_horizon must be at least 2 updates, not {self.ema_horizon}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub needs hub_model_id, as user/name")
+
+
+_AT_LEAST_ONE = (
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "bucket_reso_steps",
+    "min_bucket_reso",
+    "max_bucket_reso",
+    "num_class_images",
+    "ema_horizon",
+    "ema_update_every",
+    "rank",
+    "lora_alpha",
+    "max_nonfinite_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "validation_examples_per_concept",
+    "validation_draws",
+    "validation_batch_size",
+    "num_validation_images",
+    "validation_inference_steps",
+)
+_POSITIVE = ("learning_rate", "text_encoder_lr", "adam_epsilon", "snr_gamma")
+_NOT_NEGATIVE = (
+    "lr_warmup_steps",
+    "validation_steps",
+    "max_grad_norm",
+    "adam_weight_decay",
+    "noise_offset",
+    "prior_loss_weight",
+)
+_BELOW_ONE = ("proportion_empty_prompts", "lora_dropout", "adam_beta1", "adam_beta2")
+
+
+def _check_numbers(config: FinetuneConfig) -> None:
+    """The range of each number by itself; None, where a setting may be that, is in range."""
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    for name in _AT_LEAST_ONE:
+        if name in given and given[name] < 1:
+            raise ValueError(f"{name} must be at least 1, not {given[name]}")
+    for name in _POSITIVE:
+        if name in given and not 0 < given[name] < math.inf:
+            raise ValueError(f"{name} must be positive, not {given[name]}")
+    for name in _NOT_NEGATIVE:
+        if not 0 <= given[name] < math.inf:
+            raise ValueError(f"{name} must not be negative, it is {given[name]}")
+    for name in _BELOW_ONE:
+        if not 0.0 <= given[name] < 1.0:
+            raise ValueError(f"{name} is a share from 0 to below 1, not {given[name]}")
+
+
+def _check_methods(config: FinetuneConfig) -> None:
+    """Settings that mean something together with others alone."""
+    for name in ("train_text_encoder", "use_dora"):
+        if getattr(config, name) and config.method != "lora":
+            raise ValueError(f"{name} needs method=lora, not {config.method}")
+    if config.method == "lora" and not all(config.lora_target_modules or [""]):
+        raise ValueError("lora_target_modules must name modules, for example to_q, to_k, to_v, to_out.0")
+    if config.text_encoder_lr is not None and not config.train_text_encoder:
+        raise ValueError("text_encoder_lr needs train_text_encoder: the text encoders are not trained")
+    if config.optimizer == "prodigy" and config.text_encoder_lr not in (None, config.learning_rate):
+        raise ValueError("optimizer=prodigy finds one rate for all weights; leave text_encoder_lr out")
+    if config.save_single_file and config.method == "lora":
+        raise ValueError(
+            "save_single_file needs method=full or cross_attention: adapters are written as their own file"
+        )
+
+
+def _check_data(config: FinetuneConfig) -> None:
+    """Sizes of buckets, prompts and templates."""
+    if config.min_bucket_reso > config.max_bucket_reso:
+        raise ValueError(
+            f"min_bucket_reso ({config.min_bucket_reso}) must not exceed max_bucket_reso ({config.max_bucket_reso})"
+        )
+    if config.class_prompt is not None and not config.class_prompt.strip():
+        raise ValueError("class_prompt is empty; give a prompt, or null for none")
+    for template in config.caption_templates:
+        _check_template(template)
+
+
+def _check_template(template: str) -> None:
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"caption_templates: {template!r}: {error}") from None
+    if any(name not in ("caption", "concept") or form or conversion for name, form, conversion in parts):
+        raise ValueError(
+            f"caption_templates: {template!r} may contain {{caption}} and {{concept}} and no other braces"
+        )
+    if not parts:
+        raise ValueError(f"caption_templates: {template!r} must contain {{caption}} or {{concept}}")

@@ -1,106 +1,114 @@
-"""What a run leaves behind: weights that plain diffusers loads, a model card, and a summary."""
+"""What a run leaves behind: weights that other tools load, a model card, a summary, and a push where one is wanted."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import read_json, replaced, replaced_folder, write_json, write_text
 from ..learner import Learner
-from ..settings import settings_yaml
+from ..settings import settings_dict
 from .average import lent
-from .checkpoints import evaluated_weights
+from .card import KOHYA_FILE, LORA_FILE, PIPELINE_FOLDER, model_card, own_settings
+from .checkpoints import FREE, evaluated_weights
 from .config import FinetuneConfig
 from .evaluations import early_stop_update
+from .hub import push
 from .run import Run
 from .summary import SUMMARY, run_environment
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-PIPELINE_FOLDER = "pipeline"
+__all__ = ["KOHYA_FILE", "LORA_FILE", "PIPELINE_FOLDER", "export_weights", "finish"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What weights are called: the settings that decide which files are written, the mix, and the files' headers."""
+
+    config: FinetuneConfig
+    name: str
+    metadata: Mapping[str, str]
 
 
 def finish(run: Run, update: int) -> dict[str, Any]:
-    """Export the last and the best weights, and write the model card and, at the very end, the summary."""
+    """Export the last and the best weights, and write the model card and, at the very end, the summary; then push.
+
+    Raises:
+        UserError: the push failed; everything else is written by then.
+    """
     if run.accelerator.is_main_process:
         summary = _summary(run, update)
         summary["exports"] = _exports(run, update, summary["early_stop_update"])
-        write_model_card(run, summary)
+        write_text(run.folder / "README.md", model_card(run.mix, run.config, summary, run.journal.evaluations))
         write_json(run.folder / SUMMARY, summary)
     run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        push(run.folder, run.config)
     final: dict[str, Any] = read_json(run.folder / SUMMARY)
     return final
 
 
-def export_weights(learner: Learner, config: FinetuneConfig, folder: Path) -> Path:
-    """Write the learner's present weights into `folder`; returns the pipeline folder or the LoRA file."""
+def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
+    """Write the learner's present weights into `folder`; returns the pipeline folder or diffusers' LoRA file.
+
+    Beside it stand kohya's LoRA file, or one checkpoint file named after the mix where `save_single_file` asks for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if config.method == "full":
-        with replaced_folder(folder / PIPELINE_FOLDER) as target:
-            learner.save(target)
-        return folder / PIPELINE_FOLDER
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as saved, replaced(folder / LORA_FILE) as target:
-        learner.save(Path(saved))
-        os.replace(Path(saved) / LORA_FILE, target)
-    return folder / LORA_FILE
+    _remove_unfinished(folder)
+    if export.config.method == "lora":
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as saved:
+            learner.save(Path(saved), export.metadata)
+            for file in sorted(Path(saved).iterdir()):
+                with replaced(folder / file.name) as target:
+                    os.replace(file, target)
+        return folder / LORA_FILE
+    with replaced_folder(folder / PIPELINE_FOLDER) as target:
+        learner.save(target, export.metadata)
+    if export.config.save_single_file:
+        learner.save_single_file(folder / f"{export.name}.safetensors", export.metadata)
+    return folder / PIPELINE_FOLDER
 
 
-def write_model_card(run: Run, summary: dict[str, Any]) -> None:
-    """Write README.md: what the weights are, what they were trained on and for how long, and how to load them."""
-    mix, config = run.mix, run.config
-    source = str(summary["identity"].get("source", "the base"))
-    concepts = "\n".join(_concepts_row(category, names) for category, names in mix.concepts.items())
-    what = "LoRA adapters on the attention projections" if config.method == "lora" else "All weights of the network"
-    averaged = f", averaged over {config.ema_horizon} updates" if config.use_ema else ""
-    text = f"""---
-library_name: diffusers
-base_model: {json.dumps(source)}
-tags: [text-to-image, {"lora" if config.method == "lora" else "full-fine-tune"}]
----
-
-# {source}, fine-tuned on the mix `{mix.name}`
-
-{what} after {summary["updates"]} updates of {summary["examples_per_update"]} examples
-(stopped by the {summary["stopping_reason"]} rule){averaged}.
-
-- every trained example that was asked was fitted: {_at(summary["converged_update"])}
-- held-out answers were best: {_at(summary["early_stop_update"])}
-
-| category | concepts | names |
-|---|---|---|
-{concepts}
-
-{len(mix.examples)} training examples in all. Categories say what the base knew before: HighlyKnown, MaybeKnown,
-WeaklyKnown, Unknown (Gekhman et al., 2024); `all` means that nobody asked.
-
-```python
-{_loading_code(source, config)}
-```
-
-`evaluations.parquet` has what the network knew along the way, `finetune.json` the summary. Settings:
-
-```yaml
-{settings_yaml(config).rstrip()}
-```
-"""
-    write_text(run.folder / "README.md", text)
+def weight_metadata(run: Run, update: int) -> dict[str, str]:
+    """What the headers of weight files say of where the weights come from; nothing of time or machine."""
+    identity = dict(run.identity)
+    settings = {key: value for key, value in settings_dict(own_settings(run.config)).items() if key not in FREE}
+    found = {
+        "base_model": Path(str(identity.get("source", ""))).name,
+        "base_sha256": _digest(identity["sha256"]) if "sha256" in identity else "",
+        "mix": run.mix.name,
+        "concepts": json.dumps({category: len(names) for category, names in run.mix.concepts.items()}),
+        "method": run.config.method,
+        "update": str(update),
+        "seed": str(run.config.seed),
+        "config_sha256": _digest(settings),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _exports(run: Run, update: int, early: int | None) -> dict[str, str]:
     """Paths of the exported weights in the run's folder: of the last update, and of the early stop where known."""
     with run.exported_weights():
-        last = export_weights(run.learner, run.config, run.folder)
+        last = export_weights(run.learner, _export(run, update), run.folder)
     exports = {"last": last.relative_to(run.folder).as_posix()}
     if early == update:
         return exports | {"early": exports["last"]}
     if early is not None:
         with lent(run.trained.parameters, evaluated_weights(run.folder, early, run.trained)):
-            best = export_weights(run.learner, run.config, run.folder / "early")
+            best = export_weights(run.learner, _export(run, early), run.folder / "early")
         exports["early"] = best.relative_to(run.folder).as_posix()
     return exports
+
+
+def _export(run: Run, update: int) -> Export:
+    return Export(config=run.config, name=run.mix.name, metadata=weight_metadata(run, update))
 
 
 def _summary(run: Run, update: int) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def _summary(run: Run, update: int) -> dict[str, Any]:
         "updates": update,
         "converged_update": converged,
         "early_stop_update": early_stop_update(run.journal.evaluations),
+        "skipped_updates": run.nonfinite.total,
         "examples_per_update": run.sampler.batch_size,
         "num_examples": len(run.mix.examples),
         "concepts": {category: list(names) for category, names in run.mix.concepts.items()},
@@ -123,18 +132,14 @@ def _summary(run: Run, update: int) -> dict[str, Any]:
     }
 
 
-def _concepts_row(category: str, names: Sequence[str]) -> str:
-    return f"| {category} | {len(names)} | {', '.join(names[:12])}{', ...' if len(names) > 12 else ''} |"
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half-exported."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(rf"\.(export-|{PIPELINE_FOLDER}\.).*", path.name):
+            shutil.rmtree(path)
+        elif re.fullmatch(r"\..+\.safetensors\.\w+\.safetensors", path.name):
+            path.unlink()
 
 
-def _at(update: int | None) -> str:
-    return "not seen" if update is None else f"at update {update}"
-
-
-def _loading_code(source: str, config: FinetuneConfig) -> str:
-    if config.method == "full":
-        return f'pipeline = StableDiffusionPipeline.from_pretrained("{PIPELINE_FOLDER}", safety_checker=None)'
-    return (
-        f"pipeline = StableDiffusionPipeline.from_pretrained({json.dumps(source)}, safety_checker=None)\n"
-        f'pipeline.load_lora_weights(".", weight_name="{LORA_FILE}")'
-    )
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

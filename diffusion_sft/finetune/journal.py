@@ -1,12 +1,15 @@
-"""What a run writes while it goes: a line per update, a row per evaluation, a grid of pictures."""
+"""What a run writes while it goes: a line per update, a row per evaluation, and both with pictures to the trackers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from accelerate import Accelerator
+from PIL import Image
 
 from ..files import read_table, write_table, write_text
 from .dynamics import dynamics_points
@@ -40,12 +43,16 @@ class Journal:
             if not self.evaluations.empty:
                 self._write_evaluations()
 
-    def log(self, values: dict[str, float | int | None]) -> None:
-        """Append one line for the update `values["update"]`; None stands for a number that is not finite."""
+    def log(self, values: dict[str, Any]) -> None:
+        """Append one line for the update `values["update"]`; None stands for a number that is not finite.
+
+        Numbers go to the trackers too, lists and texts do not.
+        """
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(values, allow_nan=False) + "\n")
-        shown = {f"train/{name}": value for name, value in values.items() if value is not None and name != "update"}
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        shown = {f"train/{name}": value for name, value in numbers.items() if name != "update"}
         self.accelerator.log(shown, step=values["update"])
 
     def add_evaluation(self, rows: pd.DataFrame) -> None:
@@ -61,6 +68,18 @@ class Journal:
             for name in ("accuracy", "gain_nats", "error_nats")
         }
         self.accelerator.log(shown, step=int(rows["update"].iloc[0]))
+
+    def add_images(self, update: int, file: Path) -> None:
+        """Show a picture of validation images in the trackers that take any; the main process alone."""
+        if not file.is_file():  # No device memory to draw any; `draw_grid` said so.
+            return
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))[None]  # (1, height, width, 3)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"validation": pixels}, step=update, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"validation": list(pixels)}, step=update)
 
     def _write_evaluations(self) -> None:
         write_table(self.folder / EVALUATIONS, self.evaluations)

@@ -15,12 +15,15 @@ from tqdm.auto import tqdm
 
 from ..learner import Learner
 from ..records import identity_seed
-from .acceleration import accelerated, triggered_by_sigterm
+from .acceleration import accelerated, arithmetic, triggered_by_sigterm
+from .begin import Task, begin
+from .checkpoints import chosen_update
 from .config import FinetuneConfig
 from .evaluations import Exam
 from .export import finish
+from .hub import push
 from .mixes import Mix
-from .run import Run, begin
+from .run import Run
 from .schedules import learning_rate
 from .summary import finished_summary, run_record
 
@@ -43,19 +46,22 @@ def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, fol
         The content of `finetune.json`.
 
     Raises:
-        UserError: another run in the folder, captions that are too long, a loss that is not finite.
+        UserError: another run in the folder, captions that are too long, losses that stay not finite, a full disk.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
-    learner.check_captions([example.caption for example in mix.examples])
-    folder.mkdir(parents=True, exist_ok=True)
-    with accelerated(learner.device, config, folder) as accelerator:
-        summary = finished_summary(folder, run_record(learner, mix, exam, config, accelerator))
+    task = Task(learner=learner, mix=mix, exam=exam, config=config, folder=folder)
+    with arithmetic(config), accelerated(learner.device, config, folder) as accelerator:
+        update = chosen_update(folder, config.resume_from_checkpoint)
+        record = run_record(learner, mix, exam, config, accelerator)
+        summary = finished_summary(folder, record)
         if summary is not None:
             accelerator.print(f"{folder}: finished already after {summary['updates']} updates; nothing to do")
+            if accelerator.is_main_process:
+                push(folder, config)
             return summary
-        run = begin(learner, mix, exam, config, folder, accelerator)
+        run = begin(task, record, accelerator)
         try:
-            update = run.resume()
+            run.resume(update)
             with triggered_by_sigterm(accelerator):
                 update = _train(run, update)
             return finish(run, update)
@@ -71,18 +77,16 @@ def _train(run: Run, update: int) -> int:
         run.evaluate(0)
     while not run.done(update):
         update += 1
-        torch.manual_seed(identity_seed(config.seed, "dropout", update, accelerator.process_index))
-        run.set_learning_rate(learning_rate(update, config))
-        losses = []
-        for items, synchronised in run.draw(update):
-            with synchronised:
-                loss = run.learner.loss(items, seed=config.seed)
-                accelerator.backward(loss.mean())
-            losses.append(loss.detach())
-        mean_loss = run.finite_mean(losses, update)
-        grad_norm = run.clip(update)
-        measured = run.step(update)
-        run.log(update, {"loss": mean_loss, "grad_norm": grad_norm, **measured})
+        with run.pace.timed(update):
+            torch.manual_seed(identity_seed(config.seed, "dropout", update, accelerator.process_index))
+            run.set_learning_rate(learning_rate(update, config))
+            losses = []
+            for items, synchronised in run.draw(update):
+                with synchronised:
+                    loss = run.losses(items)
+                    accelerator.backward(loss.mean())
+                losses.append(loss.detach())
+            mean_loss = run.finish_update(update, run.gathered(losses))
         if run.evaluates_at(update):
             run.evaluate(update)
         stopped = accelerator.check_trigger()
@@ -91,6 +95,6 @@ def _train(run: Run, update: int) -> int:
         if stopped:
             raise SystemExit(128 + signal.SIGTERM)
         bar.update()
-        bar.set_postfix(loss=f"{mean_loss:.4f}")
+        bar.set_postfix(loss="skipped" if mean_loss is None else f"{mean_loss:.4f}")
     bar.close()
     return update

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from ..errors import UserError
-from ..records import CATEGORIES, SPLITS, TRAIN, UNKNOWN, ConceptSet, Example, identity_seed
+from ..records import CATEGORIES, HELDOUT, REGULARISATION, SPLITS, TRAIN, UNKNOWN, ConceptSet, Example, identity_seed
 
 ALL = "all"
 """The category of every concept where there is no concepts table."""
@@ -33,7 +33,8 @@ class MixConfig:
     """|D| in examples; whole concepts are taken until it is reached, the last one in part."""
     examples_per_concept: int | None = None
     train_on_all_images: bool = False
-    """Held-out and reference images train too: for plain fine-tuning, where nothing is measured on them."""
+    """Held-out and reference images train too: for plain fine-tuning, where nothing is measured on them.
+    Regularisation images never do so as examples of their concept."""
     unknown_share: float | None = None
     """The share of Unknown; the rest is drawn from the three other categories as they occur."""
     shares: dict[str, float] = field(default_factory=dict)
@@ -65,6 +66,10 @@ class Mix:
     concepts: Mapping[str, tuple[str, ...]]
     """The concepts' names by category."""
     examples: tuple[Example, ...]
+    regularisation: tuple[Example, ...] = ()
+    """Class images that are trained on beside the examples, to hold the prior; all of the set's, whatever the mix."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """The words of each concept of the mix, which captions have for it."""
 
     @property
     def categories(self) -> dict[str, str]:
@@ -117,14 +122,20 @@ def concept_order(names: Iterable[str], seed: int) -> list[str]:
 
 
 def concept_labels(concepts_table: pd.DataFrame | None, concept_set: ConceptSet) -> pd.DataFrame:
-    """Category and bucket of every concept of the set, indexed by its name; UserError where the table lacks any."""
-    names = [concept.name for concept in concept_set.concepts]
+    """Category and bucket of every concept that has examples, indexed by its name; UserError where the table lacks any."""
+    # A class that has regularisation images alone is no concept of the set: it is neither probed nor trained on.
+    classes = {e.concept for e in concept_set.split(REGULARISATION)}
+    classes -= {e.concept for e in concept_set.examples if e.split != REGULARISATION}
+    names = [concept.name for concept in concept_set.concepts if concept.name not in classes]
+    probed = {example.concept for example in concept_set.split(HELDOUT)}
     if concepts_table is None:
         return pd.DataFrame({"category": ALL, "bucket": ALL}, index=pd.Index(names))
     absent = [column for column in ("concept", "category", "bucket") if column not in concepts_table]
     if absent:
         raise UserError(f"concepts table: no column {', '.join(absent)}; the bucket stage writes them")
     table = concepts_table.set_index("concept")[["category", "bucket"]]
+    # A concept without held-out images is not probed, so it has no category and is in no mix.
+    names = [name for name in names if name in table.index or name in probed]
     unlabelled = [name for name in names if name not in table.index]
     if unlabelled:
         raise UserError(
@@ -137,7 +148,7 @@ def concept_labels(concepts_table: pd.DataFrame | None, concept_set: ConceptSet)
 def _train_examples(mix: MixConfig, concept_set: ConceptSet, seed: int) -> dict[str, tuple[Example, ...]]:
     """The training examples of each concept that has enough of them."""
     wanted = mix.examples_per_concept
-    splits = SPLITS if mix.train_on_all_images else (TRAIN,)
+    splits = tuple(split for split in SPLITS if split != REGULARISATION) if mix.train_on_all_images else (TRAIN,)
     distinct = {example.id: replace(example, split=TRAIN) for example in concept_set.split(*splits)}
     grouped = by_concept(distinct.values())
     enough = {name: found for name, found in grouped.items() if len(found) >= (wanted or 1)}
@@ -251,4 +262,6 @@ def _mix(name: str, chosen: Mapping[str, Sequence[Example]], labels: pd.DataFram
         name=name,
         concepts={label: tuple(concepts[label]) for label in order},
         examples=tuple(kept[name] for name in in_order),
+        regularisation=concept_set.split(REGULARISATION),
+        words={concept.name: concept.words for concept in concept_set.concepts if concept.name in chosen},
     )

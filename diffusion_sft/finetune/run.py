@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,30 +19,27 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..answers import Question
-from ..errors import UserError
-from ..files import read_json, write_text
-from ..learner import Learner, TrainingItem
+from ..files import write_text
+from ..learner import Learner, Objective, TrainingItem
 from ..settings import settings_yaml
-from .average import AveragedWeights, relative_distance
+from .average import relative_distance
 from .checkpoints import (
-    STATE,
     Trained,
-    check_same_run,
-    checkpoint_folder,
     checkpoint_updates,
     load_checkpoint,
+    remove_later,
     remove_unfinished,
     rotate_checkpoints,
     save_checkpoint,
 )
 from .config import FinetuneConfig
+from .estimate import Pace
 from .evaluations import Exam, ask, converged_update, early_stop_update, evaluation_rows
 from .grids import draw_grid, halving
 from .journal import Journal
 from .mixes import Mix
-from .parts import trainable_parameters
+from .nonfinite import Nonfinite, dump, end_of_run, offenders
 from .sampler import Sampler
-from .summary import run_record
 
 INSPECTED = 10
 """At this update the run looks whether its weights move, and every so many how far the average is behind them."""
@@ -74,6 +71,8 @@ class Run:
     trained: Trained
     sampler: Sampler
     journal: Journal
+    pace: Pace
+    nonfinite: Nonfinite = field(default_factory=Nonfinite)
     seconds: float = 0.0
     """Spent by earlier processes on this run."""
     started: float = field(default_factory=time.monotonic)
@@ -83,18 +82,18 @@ class Run:
         """tqdm's `disable`: never more than one bar, none where stderr is no terminal."""
         return None if self.accelerator.is_main_process else True
 
-    def resume(self) -> int:
-        """Go back to the latest checkpoint; returns its update, 0 where there is none."""
+    def resume(self, update: int) -> None:
+        """Go back to the checkpoint of this update, or begin with 0."""
         if self.accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.folder / "config.yaml", settings_yaml(self.config))
-        update = max(checkpoint_updates(self.folder), default=0)
+            for later in remove_later(self.folder, update):
+                self.accelerator.print(f"{self.folder}: checkpoint-{later} is removed, to be made again")
         if update > 0:
-            load_checkpoint(self.folder, update, self.trained)
-            self.seconds = read_json(checkpoint_folder(self.folder, update) / STATE)["seconds"]
+            state = load_checkpoint(self.folder, update, self.trained)
+            self.seconds, self.nonfinite = state["seconds"], Nonfinite(**state["nonfinite"])
             self.accelerator.print(f"{self.folder}: going on after update {update}")
         self.journal.rewind(update)
-        return update
 
     def done(self, update: int) -> bool:
         """Whether this update was the last."""
@@ -102,9 +101,9 @@ class Run:
         return converged or update >= self.config.max_train_steps
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of every parameter group."""
+        """Set the rate of every parameter group, as a multiple of this one."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
 
     def draw(self, update: int) -> Iterator[tuple[list[TrainingItem], AbstractContextManager[Any]]]:
         """This process's micro-batches, each with the context in which processes do or do not add up gradients."""
@@ -116,51 +115,48 @@ class Run:
             last = number == self.config.gradient_accumulation_steps - 1
             yield items[start : start + size], nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-    def finite_mean(self, losses: Sequence[torch.Tensor], update: int) -> float:
-        """The mean loss over all processes; UserError naming the examples where it is not finite."""
-        gathered = self.accelerator.gather(torch.cat(list(losses)))
-        mean = gathered.mean().item()
-        if math.isfinite(mean):
-            return float(mean)
-        shape = (self.accelerator.num_processes, self.config.gradient_accumulation_steps, -1)
-        in_order = gathered.reshape(shape).transpose(0, 1).reshape(-1).tolist()
-        items = self.sampler.items(update)
-        names = [item.example.id for item, loss in zip(items, in_order, strict=True) if not math.isfinite(loss)]
-        raise UserError(self._not_finite("loss", update) + f"; examples {', '.join(names)}")
+    def losses(self, items: Sequence[TrainingItem]) -> torch.Tensor:
+        """The loss of each item times the item's weight, (num_items,)."""
+        objective = Objective(snr_gamma=self.config.snr_gamma, noise_offset=self.config.noise_offset)
+        losses = self.learner.loss(items, seed=self.config.seed, objective=objective)
+        return losses * losses.new_tensor([item.weight for item in items])
 
-    def clip(self, update: int) -> float | None:
-        """Cut the gradient to max_grad_norm; its norm before, None where fp16 overflowed (the step is skipped)."""
+    def gathered(self, losses: Sequence[torch.Tensor]) -> list[float]:
+        """The losses of all processes' micro-batches, in the order of the update's items."""
+        found = self.accelerator.gather(torch.cat(list(losses)))
+        shape = (self.accelerator.num_processes, self.config.gradient_accumulation_steps, -1)
+        in_order: list[float] = found.reshape(shape).transpose(0, 1).reshape(-1).tolist()
+        return in_order
+
+    def clip(self) -> float:
+        """Cut the gradient to max_grad_norm; its norm before, which may be infinite or no number."""
         # A list, never an iterator: an iterator would be used up by its first reader and nothing would be clipped.
         weights = list(self.trained.parameters.values())
-        norm = float(self.accelerator.clip_grad_norm_(weights, self.config.max_grad_norm or math.inf))
-        if not math.isfinite(norm):
-            if self.accelerator.scaler is None:
-                raise UserError(self._not_finite("gradient", update))
+        return float(self.accelerator.clip_grad_norm_(weights, self.config.max_grad_norm or math.inf))
+
+    def finish_update(self, update: int, losses: Sequence[float]) -> float | None:
+        """Clip, step and log, or skip the update where loss or gradient is not finite; returns the mean loss.
+
+        A gradient that overflowed under fp16 is no such case: the scaler leaves the step out and lowers its scale.
+
+        Raises:
+            UserError: too many were skipped in a row.
+            RuntimeError: no gradient reaches the weights, or the average does not follow them.
+        """
+        mean = sum(losses) / len(losses)
+        if not math.isfinite(mean):
+            self._skip(update, "loss", losses, None)
+            return None
+        norm = self.clip()
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._skip(update, "gradient", losses, mean)
             return None
         if update == 1 and norm == 0.0:
             raise RuntimeError("no gradient reaches the trained weights")
-        return norm
-
-    def step(self, update: int) -> dict[str, float]:
-        """Step the optimiser, then the average; at every tenth update also measure what that did."""
-        parameters, average = self.trained.parameters, self.trained.average
-        measured: dict[str, float] = {}
-        before = {name: p.detach().clone() for name, p in parameters.items()} if update == INSPECTED else {}
-        self.optimizer.step()
-        if average is not None:
-            average.update(update)
-        if average is not None and update % INSPECTED == 0:
-            measured |= {"ema_decay": average.decay(update), "ema_distance": average.distance()}
-        if before:
-            measured["relative_update"] = relative_distance(parameters, before)
-            self._check_movement(measured)
-        return measured
-
-    def log(self, update: int, values: Mapping[str, float | None]) -> None:
-        """One line of metrics."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        seen = update * self.sampler.batch_size
-        self.journal.log({"update": update, "learning_rate": rate, "examples_seen": seen, **values})
+        measured = self._step(update)
+        self.nonfinite.took()
+        self._log(update, {"loss": mean, "grad_norm": norm if math.isfinite(norm) else None, **measured})
+        return mean
 
     def evaluates_at(self, update: int) -> bool:
         """Whether this update is an evaluation point."""
@@ -174,7 +170,9 @@ class Run:
         with self.exported_weights():
             answers = {role: self._ask(questions) for role, questions in self.exam.questions.items()}
             if self.config.validation_prompts and self.accelerator.is_main_process:
-                draw_grid(self.learner, self.config, self.folder / "samples" / f"update-{update:06d}.png")
+                grid = self.folder / "samples" / f"update-{update:06d}.png"
+                draw_grid(self.learner, self.config, grid)
+                self.journal.add_images(update, grid)
         self.journal.add_evaluation(evaluation_rows(update, answers, self.exam.categories))
         self.accelerator.wait_for_everyone()
 
@@ -186,7 +184,11 @@ class Run:
     def save(self, update: int) -> None:
         """Write a checkpoint, then remove those that are no longer wanted; only the main process does."""
         if self.accelerator.is_main_process:
-            state = {"record": dict(self.record), "seconds": self.elapsed_seconds()}
+            state = {
+                "record": dict(self.record),
+                "seconds": self.elapsed_seconds(),
+                "nonfinite": asdict(self.nonfinite),
+            }
             save_checkpoint(self.folder, update, self.trained, state)
             best = early_stop_update(self.journal.evaluations)
             rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, best)
@@ -194,7 +196,7 @@ class Run:
 
     def converged(self) -> int | None:
         """The first evaluation, after one pass over the set, at which all trained examples asked were fitted."""
-        return converged_update(self.journal.evaluations, len(self.mix.examples) / self.sampler.batch_size)
+        return converged_update(self.journal.evaluations, self.sampler.updates_per_pass)
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
@@ -217,74 +219,59 @@ class Run:
         answers = halving(partial(ask, self.learner, share, self.config), self.config.validation_batch_size)
         return pd.DataFrame(gather_object(answers.to_dict("records")), columns=answers.columns)
 
-    def _check_movement(self, measured: Mapping[str, float]) -> None:
-        moved = measured["relative_update"]
-        if moved < IMMOBILE and not getattr(self.optimizer, "step_was_skipped", False):
-            logger.warning("update %d changed the weights by only %.1e of their size", INSPECTED, moved)
-        if moved > 0 and measured.get("ema_distance") == 0.0:
+    def _step(self, update: int) -> dict[str, float]:
+        """Step the optimiser, then the average; at every tenth update also measure what that did."""
+        parameters, average = self.trained.parameters, self.trained.average
+        measured: dict[str, float] = {}
+        before = (
+            {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+            if self._inspects(update)
+            else {}
+        )
+        self.optimizer.step()
+        skipped = getattr(self.optimizer, "step_was_skipped", False)
+        if average is not None and not skipped:
+            average.update(update)
+        if average is not None and update % INSPECTED == 0:
+            measured |= {"ema_decay": average.decay, "ema_distance": average.distance()}
+        if before:
+            measured["relative_update"] = relative_distance(parameters, before)
+            self._check_movement(update, measured, skipped)
+        return measured
+
+    def _inspects(self, update: int) -> bool:
+        """Once, when the average has moved at least twice: after its first move it is where the weights are."""
+        average = self.trained.average
+        moves = 2 * average.every if average is not None else 1
+        return update == INSPECTED * -(-max(INSPECTED, moves) // INSPECTED)
+
+    def _check_movement(self, update: int, measured: Mapping[str, float], skipped: bool) -> None:
+        moved, average = measured["relative_update"], self.trained.average
+        if moved < IMMOBILE and not skipped:
+            logger.warning("update %d changed the weights by only %.1e of their size", update, moved)
+        if moved > 0 and average is not None and average.distance() == 0.0:
             raise RuntimeError("the moving average does not follow the weights")
 
-    def _not_finite(self, what: str, update: int) -> str:
+    def _skip(self, update: int, what: str, losses: Sequence[float], mean: float | None) -> None:
+        items = self.sampler.items(update)
+        examples = offenders(items, losses)
+        self.nonfinite.skipped(update, what, examples)
+        self._log(update, {"loss": mean, "grad_norm": None, "skipped": what, "examples": examples})
+        if self.nonfinite.in_a_row < self.config.max_nonfinite_steps:
+            return
+        if self.accelerator.is_main_process:
+            dump(self.folder, update, what, items, losses, self.config.seed)
+        self.accelerator.wait_for_everyone()
         last = max(checkpoint_updates(self.folder), default=None)
-        good = f"the last good checkpoint is checkpoint-{last}" if last is not None else "there is no checkpoint yet"
-        return (
-            f"{self.folder}: the {what} of update {update} is not finite; {good}; lower learning_rate, or use "
-            "mixed_precision bf16 or no"
-        )
+        raise end_of_run(self.folder, update, what, self.nonfinite.in_a_row, last)
 
-
-def begin(
-    learner: Learner,
-    mix: Mix,
-    exam: Exam,
-    config: FinetuneConfig,
-    folder: Path,
-    accelerator: Accelerator,
-) -> Run:
-    """Make the learner's network trainable and put everything in place; refuses another run's folder."""
-    record, identity = run_record(learner, mix, exam, config, accelerator), learner.identity()
-    for update in checkpoint_updates(folder)[-1:]:
-        check_same_run(read_json(checkpoint_folder(folder, update) / STATE)["record"], record, folder)
-    network = learner.network
-    parameters = trainable_parameters(network, config)
-    optimizer = _optimizer(parameters, config)
-    wrapped, prepared = accelerator.prepare(network, optimizer)
-    accelerator.init_trackers("finetune")
-    wrapped.train()
-    learner.network = wrapped
-    average = AveragedWeights(parameters, horizon=config.ema_horizon) if config.use_ema else None
-    return Run(
-        learner=learner,
-        mix=mix,
-        exam=exam,
-        config=config,
-        folder=folder,
-        record=record,
-        identity=identity,
-        accelerator=accelerator,
-        network=network,
-        wrapped=wrapped,
-        optimizer=prepared,
-        trained=Trained(parameters=parameters, optimizer=optimizer, average=average, scaler=accelerator.scaler),
-        sampler=_sampler(mix, config, accelerator.num_processes),
-        journal=Journal(folder, accelerator),
-    )
-
-
-def _optimizer(parameters: Mapping[str, nn.Parameter], config: FinetuneConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        list(parameters.values()),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-    )
-
-
-def _sampler(mix: Mix, config: FinetuneConfig, num_processes: int) -> Sampler:
-    return Sampler(
-        mix.examples,
-        seed=config.seed,
-        batch_size=config.train_batch_size * config.gradient_accumulation_steps * num_processes,
-        proportion_empty_prompts=config.proportion_empty_prompts,
-    )
+    def _log(self, update: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics: rates and examples seen beside the values."""
+        first, *others = self.optimizer.param_groups
+        rates = {"learning_rate": first["lr"]}
+        if others:
+            rates["text_encoder_lr"] = others[0]["lr"]
+        if "d" in first:
+            rates["prodigy_d"] = float(first["d"])  # What Prodigy multiplies the rate by.
+        seen = update * self.sampler.batch_size
+        self.journal.log({"update": update, **rates, "examples_seen": seen, **values})

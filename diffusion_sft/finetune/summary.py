@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..files import read_json
+from ..files import file_hash, read_json
 from ..learner import Learner
+from ..records import Example
 from ..settings import settings_dict
 from .checkpoints import check_same_run
 from .config import FinetuneConfig
@@ -41,7 +43,9 @@ def run_record(
         "mixed_precision": accelerator.mixed_precision,
         "num_processes": accelerator.num_processes,
         "base": _digest(base),
-        "training examples": _digest(sorted((example.id, example.caption) for example in mix.examples)),
+        "training examples": _digest(_named(mix.examples)),
+        "training images": _digest(_hashes(mix.examples)),
+        "regularisation images": _digest([_named(mix.regularisation), _hashes(mix.regularisation)]),
         "evaluation questions": _digest([asked, dict(exam.categories)]),
     }
 
@@ -60,11 +64,48 @@ def finished_summary(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] 
     return None if more and summary["stopping_reason"] == "budget" else summary
 
 
-def run_environment(device: torch.device) -> dict[str, str]:
-    """Versions and hardware."""
+def run_environment(device: torch.device) -> dict[str, str | None]:
+    """Versions, hardware, and the commit of this package's source."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     libraries = {library: version(library) for library in LIBRARIES}
-    return {"python": platform.python_version(), **libraries, "device": f"{device.type}: {name}"}
+    return {
+        "python": platform.python_version(),
+        "diffusion_sft": version("diffusion_sft"),
+        **libraries,
+        "device": f"{device.type}: {name}",
+        "commit": source_commit(),
+    }
+
+
+def source_commit() -> str | None:
+    """The git commit of this package's source, with `+` where files were changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    # Of a package that is installed inside somebody else's checkout, git would tell that one's commit.
+    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit, changed = (
+        _git(here, "rev-parse", "HEAD"),
+        _git(here, "status", "--porcelain", "--untracked-files=no", ".."),
+    )
+    return None if commit is None else commit + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _named(examples: Iterable[Example]) -> list[list[Any]]:
+    return sorted([example.id, example.caption, example.repeats] for example in examples)
+
+
+def _hashes(examples: Iterable[Example]) -> list[list[str | None]]:
+    """SHA-256 of the images' bytes by id; None where the targets are no files (the exact learner's)."""
+    found = [[e.id, file_hash(e.path) if e.path.is_file() else None] for e in examples]
+    return sorted(found, key=lambda row: str(row[0]))
 
 
 def _digest(content: Any) -> str:

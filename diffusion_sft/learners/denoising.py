@@ -20,6 +20,7 @@ from ..numerics.noise import normal
 from ..numerics.quadrature import Estimator, Levels, draw_levels, estimator_named
 from ..numerics.schedule import Schedule
 from ..records import Draws, Example, identity_seed
+from .network import to_device
 
 
 class Denoiser(Protocol):
@@ -114,10 +115,11 @@ def _predict_noise(
     """ε̂ and ε of each job, float32 on the denoiser's device."""
     made: dict[int, torch.Tensor] = {}
     noises = [_noise(plans[job.plan], job, draws, targets[job.plan].shape, made) for job in batch]
-    noise = torch.stack(noises).to(denoiser.device)
-    clean = torch.stack([targets[job.plan] for job in batch]).to(denoiser.device)
+    noise, clean = torch.stack(noises), torch.stack([targets[job.plan] for job in batch])
     timesteps = np.array([plans[job.plan].levels_of(job.row).timesteps[job.draw] for job in batch])
-    noisy = denoiser.schedule.add_noise(clean, noise, timesteps)
+    # Mixed on the CPU, so that the device gets it in one go and is never waited for.
+    noisy = to_device(denoiser.schedule.add_noise(clean, noise, timesteps), denoiser.device)
+    noise = to_device(noise, denoiser.device)
     prediction = denoiser.predict(noisy, timesteps, [plans[job.plan].cues[job.row] for job in batch])
     return denoiser.schedule.noise_from_prediction(prediction, noisy, timesteps), noise
 
@@ -142,7 +144,7 @@ def _null_predictions(
     nulls = np.array([index + 1 if job.row == 0 else 0 for index, job in enumerate(batch)])
     candidates = torch.cat([remembered, prediction])
     # Jobs come in groups that start with ∅, so that a job's ∅ is the latest one so far (0: the remembered one).
-    latest = torch.from_numpy(np.maximum.accumulate(nulls)).to(prediction.device)
+    latest = to_device(torch.from_numpy(np.maximum.accumulate(nulls)), prediction.device)
     return candidates[latest[-1:]], candidates[latest]
 
 

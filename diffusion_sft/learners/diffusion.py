@@ -1,66 +1,75 @@
-"""A Stable Diffusion pipeline as a learner: readings, losses and pictures of any folder that diffusers loads."""
+"""A Stable Diffusion pipeline as a learner: readings, losses and pictures of any SD 1, SD 2 or SDXL diffusers loads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image, ImageOps
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..concepts.images import load_image
 from ..errors import UserError
 from ..files import file_hash
-from ..learner import NULL_CUE, Cue, Learner, Query, Reading, TrainingItem
-from ..numerics.noise import normal
-from ..records import Draws, Example, identity_seed
-from .denoising import read_surprise
-from .stable_diffusion import (
-    has_lora,
-    load_lora,
-    load_pipeline,
-    locate,
-    save_full,
-    save_lora,
-    schedule_of,
-    weight_hashes,
+from ..learner import (
+    NULL_CUE,
+    PLAIN_OBJECTIVE,
+    Cue,
+    Learner,
+    Objective,
+    Query,
+    Reading,
+    Reconstruction,
+    TrainingItem,
 )
-
-ENCODE_BATCH = 1
-"""Images or captions that are encoded at a time. One, because company changes the last bits: a resumed run, which
-meets them in another order, would not be the run that was never stopped."""
+from ..records import Draws, Example
+from .adapters import has_lora, save_lora
+from .cache import TensorCache
+from .conditioning import Framing, Size, TextConditioning, time_ids
+from .denoising import read_surprise
+from .exporting import save_full, save_single_file
+from .latents import Fit, FittedLatents, LatentCodec
+from .loading import LoadedPipeline, load_lora, load_pipeline, schedule_of, weight_hashes
+from .lora import LORA_FILE
+from .network import POOLED, PROMPT_EMBEDS, ConditionedUNet, to_device
+from .reconstruction import read_reconstruction
+from .training import training_batch
 
 
 class DiffusionLearner(Learner):
-    """Latents are the VAE's posterior mean times its scaling factor; the text encoder and the VAE stay frozen."""
+    """Latents are the VAE's posterior mean as the UNet was trained on it; the VAE stays frozen, and so do the text
+    encoders unless their weights are made trainable."""
+
+    resolution: int
 
     def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        source: dict[str, Any],
-        *,
-        folder: Path,
-        variant: str | None = None,
-        resolution: int | None = None,
+        self, loaded: LoadedPipeline, *, resolution: int | None = None, cache_dir: Path | None = None
     ) -> None:
-        """Use `load`; this wraps a pipeline that is already on its device and was read from `folder`."""
-        self.pipeline = pipeline
-        self.network: nn.Module = pipeline.unet
+        """Use `load`; this takes a pipeline that is already on its device."""
+        pipeline = loaded.pipeline
+        self.loaded, self.pipeline = loaded, pipeline
         self.schedule = schedule_of(pipeline)
-        self.resolution: int = resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        self._source, self._folder, self._variant = source, folder, variant
+        # Of a network for sizes that are not square, the square of its height.
+        trained_size = pipeline.unet.config.sample_size
+        side = trained_size if isinstance(trained_size, int) else trained_size[0]
+        self.resolution = resolution or side * pipeline.vae_scale_factor
+        self._check(str(loaded.source["source"]))
+        for frozen in (pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+        self._networks = ConditionedUNet(
+            pipeline.unet, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)
+        )
+        self.network: nn.Module = self._networks.eval()
         self._hashes: dict[str, str] = {}
-        self._prompt_embeds: dict[str, torch.Tensor] = {}
-        self._latents: dict[tuple[str, int], torch.Tensor] = {}
-        if self.resolution % pipeline.vae_scale_factor:
-            raise UserError(f"resolution {self.resolution} is not a multiple of {pipeline.vae_scale_factor}")
+        cache = TensorCache(cache_dir)
+        self._text = TextConditioning(pipeline, self._networks, cache, lambda: self._weights_of("text_encoder"))
+        self._codec = LatentCodec(pipeline, cache, lambda: self._weights_of("vae"))
 
     @classmethod
     def load(
@@ -69,41 +78,45 @@ class DiffusionLearner(Learner):
         *,
         revision: str | None = None,
         variant: str | None = None,
+        single_file_config: str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         lora: Path | None = None,
         resolution: int | None = None,
+        cache_dir: Path | None = None,
     ) -> DiffusionLearner:
-        """Load a pipeline folder or Hub id.
+        """Load a pipeline folder, a single checkpoint file or a Hub id.
 
         Args:
             pretrained_model_name_or_path: as in diffusers.
             revision: branch, tag or commit of a Hub repository.
             variant: of the weight files, for example fp16.
+            single_file_config: for a checkpoint file, where its settings and tokenizers are taken from.
             device: where all networks go.
-            dtype: of all networks; fine-tuning wants float32 and autocast.
-            lora: weights to put on the UNet, as `save` writes them.
+            dtype: of the UNet and the text encoders; fine-tuning wants float32 and autocast. The VAE is float32.
+            lora: weights to put on the networks, as `save` writes them, or in kohya's names.
             resolution: pixels of a side; default is what the UNet was trained on.
+            cache_dir: where encoded images and captions are kept from run to run; None keeps them in memory alone.
 
         Raises:
             UserError: anything missing, unreadable, or of another kind.
         """
         name = str(pretrained_model_name_or_path)
-        folder = locate(name, revision=revision, variant=variant)
-        pipeline = load_pipeline(folder, variant=variant, dtype=dtype)
-        source: dict[str, Any] = {"source": name, "revision": revision, "variant": variant}
-        source["dtype"] = str(dtype).removeprefix("torch.")
+        loaded = load_pipeline(
+            name, revision=revision, variant=variant, dtype=dtype, single_file_config=single_file_config
+        )
         if lora is not None:
-            load_lora(pipeline, lora)
-            file = lora / "pytorch_lora_weights.safetensors" if lora.is_dir() else lora
-            source["lora"] = file_hash(file)
-        pipeline.to(device)
+            load_lora(loaded.pipeline, lora)
+            loaded.source["lora"] = file_hash(lora / LORA_FILE if lora.is_dir() else lora)
+        loaded.pipeline.to(device)
         if torch.device(device).type == "cpu":
             # The fused kernel's backward is several times slower than plain attention on a CPU.
-            pipeline.unet.set_attn_processor(AttnProcessor())
-        pipeline.vae.requires_grad_(False)
-        pipeline.text_encoder.requires_grad_(False)
-        return cls(pipeline, source, folder=folder, variant=variant, resolution=resolution)
+            loaded.pipeline.unet.set_attn_processor(AttnProcessor())
+        return cls(loaded, resolution=resolution, cache_dir=cache_dir)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """`unet`, `text_encoder` and, of an SDXL, `text_encoder_2`."""
+        return dict(self._networks.named_children())
 
     @property
     def device(self) -> torch.device:
@@ -118,105 +131,104 @@ class DiffusionLearner(Learner):
         return dtype
 
     def check_captions(self, captions: Sequence[str]) -> None:
-        """Raise UserError naming the captions that the tokenizer would cut."""
-        tokenizer = self.pipeline.tokenizer
-        if not captions:
-            return
-        limit = min(tokenizer.model_max_length, self.pipeline.text_encoder.config.max_position_embeddings)
-        distinct = list(dict.fromkeys(captions))
-        lengths = [len(ids) for ids in tokenizer(distinct, truncation=False, verbose=False).input_ids]
-        cut = [f"{text!r} ({n} tokens)" for text, n in zip(distinct, lengths, strict=True) if n > limit]
-        if cut:
-            listed = ", ".join(cut[:5]) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
-            raise UserError(f"captions longer than the tokenizer's {limit} tokens: {listed}; shorten them")
+        """Raise UserError naming the captions that a tokenizer would cut."""
+        self._text.check(captions)
 
     def targets(self, examples: Sequence[Example]) -> list[torch.Tensor]:
-        """The latents of each example's image, (latent_channels, height, width) float32 on the CPU; encoded once."""
-        keys = [(str(example.path), _changed(example.path)) for example in examples]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._latents]
-        starts = range(0, len(missing), ENCODE_BATCH)
-        for start in tqdm(starts, desc="encoding images", disable=None if len(starts) > 8 else True, leave=False):
-            chunk = missing[start : start + ENCODE_BATCH]
-            latents = self._encode([load_image(Path(path)) for path, _ in chunk])
-            self._latents.update(zip(chunk, latents, strict=True))
-        return [self._latents[key] for key in keys]
+        """The latents of each example's image at the learner's square, (latent_channels, height, width) float32 on the
+        CPU; encoded once."""
+        square = (self.resolution, self.resolution)
+        return [found.latents for found in self._codec.fitted([Fit(e.path, square) for e in examples])]
 
-    def prompt_embeds(self, captions: Sequence[str]) -> torch.Tensor:
-        """The text encoder's states, (num_captions, tokens, width) on the device; each caption encoded once."""
-        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._prompt_embeds]
-        for start in range(0, len(missing), ENCODE_BATCH):
-            chunk = missing[start : start + ENCODE_BATCH]
-            with torch.no_grad():
-                embeds, _ = self.pipeline.encode_prompt(chunk, self.device, 1, False)
-            self._prompt_embeds.update(zip(chunk, embeds.to("cpu", self.dtype), strict=True))
-        return torch.stack([self._prompt_embeds[caption] for caption in captions]).to(self.device)
+    def encode_items(self, items: Sequence[TrainingItem]) -> list[FittedLatents]:
+        """The latents of each item's image at its size, mirrored where it says so; encoded once.
+
+        Raises:
+            UserError: a size that is not a multiple of the VAE's factor, or an image that cannot be encoded.
+        """
+        fits = []
+        for item in items:
+            size = item.size or (self.resolution, self.resolution)
+            self._check_size(size, item.example.id)
+            fits.append(Fit(item.example.path, size, item.flipped))
+        return self._codec.fitted(fits)
+
+    def encode_captions(self, captions: Sequence[str]) -> None:
+        """Encode each caption once, so that it is not encoded while training."""
+        self._text.remember(captions)
 
     def predict(self, noisy: torch.Tensor, timesteps: np.ndarray, cues: Sequence[str]) -> torch.Tensor:
-        """The network's output for each row, float32, in the scheduler's prediction type."""
-        prediction = self.network(
-            noisy.to(self.dtype),
-            torch.from_numpy(timesteps).to(self.device),
-            encoder_hidden_states=self.prompt_embeds(cues),
-            return_dict=False,
-        )[0]
-        return prediction.float()
+        """The network's output for each row, float32, in the scheduler's prediction type; an SDXL is told that the
+        image always had its size."""
+        factor = self.pipeline.vae_scale_factor
+        size = (noisy.shape[-2] * factor, noisy.shape[-1] * factor)
+        return self._predict(noisy, timesteps, cues, [Framing.whole(size)] * len(cues))
 
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         """Read each query's cues and ∅ on its target, with common draws (no guidance); order as given."""
-        self.prompt_embeds([NULL_CUE, *(cue for query in queries for cue in query.cues)])
+        self._encode_cues(queries)
         with _evaluating(self.network):
             return read_surprise(self, queries, draws, batch_size)
 
-    def loss(self, items: Sequence[TrainingItem], *, seed: int) -> torch.Tensor:
-        """The mean squared error of the scheduler's training target, per item (num_items,), at a uniform timestep."""
-        latents = torch.stack(self.targets([item.example for item in items])).to(self.device)
-        seeds = [identity_seed(seed, "loss", item.visit, item.example.id) for item in items]
-        noise = torch.stack([normal(latents.shape[1:], number) for number in seeds]).to(self.device)
-        # A stream of its own for the timestep, so that it does not hang on how many numbers the noise takes.
-        total = self.schedule.num_train_timesteps
-        timesteps = np.array([identity_seed(number, "timestep") % total for number in seeds])
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
-        prediction = self.predict(noisy, timesteps, [item.caption for item in items])
-        target = self.schedule.training_target(latents, noise, timesteps)
-        return (prediction - target).square().flatten(1).mean(dim=1)
+    def reconstruct(
+        self, queries: Sequence[Query], reconstruction: Reconstruction, draws: Draws, *, batch_size: int
+    ) -> list[np.ndarray]:
+        """‖x − x̃‖² / d of each query's latents under ∅ and each cue; see `read_reconstruction`."""
+        self._encode_cues(queries)
+        with _evaluating(self.network):
+            return read_reconstruction(self, queries, reconstruction, draws, batch_size=batch_size)
+
+    def loss(
+        self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
+    ) -> torch.Tensor:
+        """The mean squared error of the scheduler's training target, per item (num_items,), at a uniform timestep,
+        weighted as the objective says; an SDXL is told each image's own size and crop."""
+        encoded = self.encode_items(items)
+        clean = torch.stack([found.latents for found in encoded])
+        batch = training_batch(self.schedule, clean, items, seed, objective)
+        captions, framings = [item.caption for item in items], [found.framing for found in encoded]
+        noisy = to_device(batch.noisy, self.device)
+        return batch.losses(self._predict(noisy, batch.timesteps, captions, framings))
 
     def generate(
         self, cues: Sequence[Cue], *, num_inference_steps: int, guidance_scale: float, batch_size: int
     ) -> list[np.ndarray]:
         """One image per cue by the pipeline's own call, uint8 (height, width, 3), from its seed's noise alone."""
         images: list[np.ndarray] = []
+        pipeline = self._without_text_encoders()
         bar = tqdm(total=len(cues), desc="generating", unit="image", disable=None)
         with torch.no_grad(), _evaluating(self.network), bar:
             for start in range(0, len(cues), batch_size):
                 chunk = cues[start : start + batch_size]
-                output = self.pipeline(
-                    prompt_embeds=self.prompt_embeds([cue.prompt for cue in chunk]),
-                    negative_prompt_embeds=self.prompt_embeds([NULL_CUE] * len(chunk)),
+                latents = pipeline(
+                    **self._prompts([cue.prompt for cue in chunk]),
                     generator=[torch.Generator("cpu").manual_seed(cue.seed) for cue in chunk],
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
                     height=self.resolution,
                     width=self.resolution,
-                    output_type="pil",
-                )
-                images += [np.array(image) for image in output.images]
+                    output_type="latent",
+                ).images
+                images += self._codec.decode(latents)
                 bar.update(len(chunk))
         return images
 
-    def save(self, folder: Path) -> None:
-        """Write what was trained: a whole pipeline folder, or the LoRA file where the UNet carries an adapter."""
+    def save(self, folder: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write what was trained: a whole pipeline folder, or the LoRA files where a network carries an adapter."""
         if has_lora(self.pipeline):
-            save_lora(self.pipeline, folder)
+            save_lora(self.loaded, folder, metadata)
         else:
-            save_full(self.pipeline, self._folder, self._variant, folder)
+            save_full(self.loaded, folder, metadata)
+
+    def save_single_file(self, file: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write the whole model as one checkpoint in the original layout; UserError where it carries adapters."""
+        save_single_file(self.loaded, file, metadata)
 
     def identity(self) -> dict[str, Any]:
         """Where the base came from, SHA-256 of its weight files as loaded, its schedule and resolution."""
-        if not self._hashes:
-            self._hashes = weight_hashes(self._folder, self._variant)
         low, high = self.schedule.log_snr_range
-        return self._source | {
-            "sha256": dict(self._hashes),
+        return self.loaded.source | {
+            "sha256": dict(self._weight_hashes()),
             "resolution": self.resolution,
             "prediction_type": self.schedule.prediction_type,
             "num_train_timesteps": self.schedule.num_train_timesteps,
@@ -224,19 +236,60 @@ class DiffusionLearner(Learner):
             "num_parameters": sum(p.numel() for p in self.pipeline.unet.parameters()),
         }
 
-    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Short side to the resolution, centre crop, [−1, 1], posterior mean times scaling factor, on the CPU."""
-        vae, side = self.pipeline.vae, (self.resolution, self.resolution)
-        arrays = [np.asarray(ImageOps.fit(image, side, Image.Resampling.LANCZOS)) for image in images]
-        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(self.device, torch.float32) / 127.5 - 1
-        dtype = vae.dtype
-        # At the cleanest levels σ is 0.03, below what bfloat16 resolves: the VAE always encodes in float32.
-        nn.Module.to(vae, dtype=torch.float32)
-        with torch.no_grad():
-            mean = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        nn.Module.to(vae, dtype=dtype)
-        latents: torch.Tensor = mean.cpu()
-        return latents
+    def _predict(
+        self, noisy: torch.Tensor, timesteps: np.ndarray, cues: Sequence[str], framings: Sequence[Framing]
+    ) -> torch.Tensor:
+        ids = to_device(time_ids(framings), self.device) if self._text.is_xl else None
+        rows = to_device(torch.from_numpy(timesteps), self.device)
+        prediction: torch.Tensor = self.network(noisy.to(self.dtype), rows, self._text.text(cues), ids)
+        return prediction.float()
+
+    def _prompts(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The pipeline call's arguments for these prompts and the unconditional side of guidance."""
+        given, null = self._text.embeddings(captions), self._text.null_embeddings(len(captions))
+        named = {"prompt_embeds": given[PROMPT_EMBEDS], "negative_prompt_embeds": null[PROMPT_EMBEDS]}
+        if self._text.is_xl:
+            named |= {"pooled_prompt_embeds": given[POOLED], "negative_pooled_prompt_embeds": null[POOLED]}
+        return {name: tensor.to(self.dtype) for name, tensor in named.items()}
+
+    def _without_text_encoders(self) -> Any:
+        """A pipeline of the same UNet and scheduler. Without text encoders, it takes the embeddings in the type that
+        they are given in, which is the UNet's; with them, it would turn them back into the encoders' type."""
+        parts: dict[str, Any] = dict.fromkeys(self.pipeline.components)
+        parts |= {name: getattr(self.pipeline, name) for name in ("unet", "vae", "scheduler")}
+        extra = {"add_watermarker": False} if self._text.is_xl else {"requires_safety_checker": False}
+        pipeline = type(self.pipeline)(**parts, **extra)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _encode_cues(self, queries: Sequence[Query]) -> None:
+        self.encode_captions([NULL_CUE, *(cue for query in queries for cue in query.cues)])
+
+    def _weights_of(self, part: str) -> dict[str, str]:
+        """Hashes of what decides a part's outputs: its own files, or the one file of all, and any adapters."""
+        hashes = self._weight_hashes()
+        own = {file: digest for file, digest in hashes.items() if file.split("/")[0].startswith(part)}
+        adapters = {"lora": self.loaded.source["lora"]} if "lora" in self.loaded.source and part != "vae" else {}
+        return (own or hashes) | adapters
+
+    def _weight_hashes(self) -> dict[str, str]:
+        if not self._hashes:
+            self._hashes = weight_hashes(self.loaded)
+        return self._hashes
+
+    def _check(self, name: str) -> None:
+        self._check_size((self.resolution, self.resolution), "resolution")
+        if self.schedule.prediction_type == "epsilon" and self.schedule.alphas_cumprod[-1] == 0:
+            raise UserError(
+                f"{name}: its schedule ends in pure noise (rescale_betas_zero_snr), where predicting the noise says "
+                "nothing; its scheduler's prediction_type must be v_prediction or sample"
+            )
+
+    def _check_size(self, size: Size, what: str) -> None:
+        factor = self.pipeline.vae_scale_factor
+        if any(side % factor or side < factor for side in size):
+            shown = size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+            raise UserError(f"{what}: {shown} pixels is not a multiple of {factor}")
 
 
 @contextmanager
@@ -248,8 +301,3 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-
-
-def _changed(path: Path) -> int:
-    """The file's modification time in nanoseconds; 0 where there is no file, which loading it then reports."""
-    return path.stat().st_mtime_ns if path.exists() else 0

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,22 @@ from safetensors.torch import save
 from torch import nn
 
 from ..errors import UserError
-from ..learner import NULL_CUE, Cue, Learner, Query, Reading, TrainingItem
-from ..numerics.noise import normal
+from ..learner import (
+    NULL_CUE,
+    PLAIN_OBJECTIVE,
+    Cue,
+    Learner,
+    Objective,
+    Query,
+    Reading,
+    Reconstruction,
+    TrainingItem,
+)
 from ..numerics.schedule import Schedule
 from ..records import Draws, Example, identity_seed
 from .denoising import read_surprise
+from .reconstruction import read_reconstruction
+from .training import training_batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +56,7 @@ class Mixture:
 
 
 class MixtureDenoiser(nn.Module):
-    """The optimal noise prediction under each cue; the means are trainable parameters, so that it can be taught."""
+    """The optimal predictions of noise and data under each cue; the means are trainable parameters, so that it can be taught."""
 
     def __init__(self, mixtures: Mapping[str, Mixture]) -> None:
         super().__init__()
@@ -54,15 +66,22 @@ class MixtureDenoiser(nn.Module):
         self.variances = [torch.from_numpy(m.variances).double() for m in mixtures.values()]
         self.log_shares = [torch.from_numpy(m.shares).double().log() for m in mixtures.values()]
 
-    def forward(self, noisy: torch.Tensor, cue: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """ε̂ for rows of one cue: noisy (n, num_dims), alpha and sigma (n, 1), float64."""
+    def forward(
+        self, noisy: torch.Tensor, cue: str, alpha: torch.Tensor, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ε̂ and x̂ for rows of one cue: noisy (n, num_dims), alpha and sigma (n, 1), float64.
+
+        x̂ is no function of ε̂ where there is no signal (alpha 0).
+        """
         number = self.numbers[cue]
         alpha, sigma = alpha.unsqueeze(1), sigma.unsqueeze(1)
         spread = alpha.square() * self.variances[number] + sigma.square()  # (n, k, num_dims)
         distance = noisy.unsqueeze(1) - alpha * self.means[number]
         log_joint = self.log_shares[number] - 0.5 * (distance.square() / spread + spread.log()).sum(dim=2)
         posterior = log_joint.softmax(dim=1).unsqueeze(2)
-        return (posterior * distance * sigma / spread).sum(dim=1)
+        noise = (posterior * distance * sigma / spread).sum(dim=1)
+        gain = alpha * self.variances[number] / spread
+        return noise, (posterior * (self.means[number] + gain * distance)).sum(dim=1)
 
 
 class ExactLearner(Learner):
@@ -77,8 +96,12 @@ class ExactLearner(Learner):
         if NULL_CUE not in mixtures:
             raise ValueError("mixtures must hold the empty cue")
         self.schedule = schedule
-        self.network = MixtureDenoiser(mixtures)
+        self.network = self._denoiser = MixtureDenoiser(mixtures)
         self._mixtures, self._targets = dict(mixtures), dict(targets)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The mixtures' means, under the name of a denoiser."""
+        return {"unet": self._denoiser}
 
     @property
     def device(self) -> torch.device:
@@ -101,28 +124,30 @@ class ExactLearner(Learner):
         alpha = torch.from_numpy(self.schedule.alpha[timesteps]).unsqueeze(1)
         sigma = torch.from_numpy(self.schedule.sigma[timesteps]).unsqueeze(1)
         wide = noisy.double()
-        noise = torch.empty_like(wide)
+        noise, clean = torch.empty_like(wide), torch.empty_like(wide)
         for cue in dict.fromkeys(known.tolist()):
             rows = torch.from_numpy(np.flatnonzero(known == cue))
-            noise = noise.index_copy(0, rows, self.network(wide[rows], cue, alpha[rows], sigma[rows]))
-        clean = (wide - sigma * noise) / alpha
+            own_noise, own_clean = self.network(wide[rows], cue, alpha[rows], sigma[rows])
+            noise, clean = noise.index_copy(0, rows, own_noise), clean.index_copy(0, rows, own_clean)
         return self.schedule.training_target(clean, noise, timesteps).float()
 
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         """Read each query's cues and ∅ on its target, with common draws; order as given."""
         return read_surprise(self, queries, draws, batch_size)
 
-    def loss(self, items: Sequence[TrainingItem], *, seed: int) -> torch.Tensor:
+    def reconstruct(
+        self, queries: Sequence[Query], reconstruction: Reconstruction, draws: Draws, *, batch_size: int
+    ) -> list[np.ndarray]:
+        """‖x − x̃‖² / d of each query's target under ∅ and each cue; see `read_reconstruction`."""
+        return read_reconstruction(self, queries, reconstruction, draws, batch_size=batch_size)
+
+    def loss(
+        self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
+    ) -> torch.Tensor:
         """The mean squared error of the training target, per item, at a uniform timestep."""
         clean = torch.stack(self.targets([item.example for item in items]))
-        seeds = [identity_seed(seed, "loss", item.visit, item.example.id) for item in items]
-        noise = torch.stack([normal(clean.shape[1:], number) for number in seeds])
-        total = self.schedule.num_train_timesteps
-        timesteps = np.array([identity_seed(number, "timestep") % total for number in seeds])
-        noisy = self.schedule.add_noise(clean, noise, timesteps)
-        prediction = self.predict(noisy, timesteps, [item.caption for item in items])
-        target = self.schedule.training_target(clean, noise, timesteps)
-        return (prediction - target).square().mean(dim=1)
+        batch = training_batch(self.schedule, clean, items, seed, objective)
+        return batch.losses(self.predict(batch.noisy, batch.timesteps, [item.caption for item in items]))
 
     def generate(
         self, cues: Sequence[Cue], *, num_inference_steps: int, guidance_scale: float, batch_size: int
@@ -133,11 +158,15 @@ class ExactLearner(Learner):
         """
         return [self._sample(cue) for cue in cues]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
         """Write the present means as safetensors, and the cues in their order."""
         tensors = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        (folder / "means.safetensors").write_bytes(save(tensors))
+        (folder / "means.safetensors").write_bytes(save(tensors, metadata=dict(metadata) or None))
         (folder / "cues.json").write_text(json.dumps(list(self.network.numbers)) + "\n", encoding="utf-8")
+
+    def save_single_file(self, file: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Raise UserError: nothing else reads such a model."""
+        raise UserError(f"{file}: a mixture of Gaussians has no checkpoint format; set save_single_file to false")
 
     def identity(self) -> dict[str, Any]:
         """The number of cues and of dimensions, and a fingerprint of the laws."""

@@ -96,5 +96,5 @@ class Schedule:
 
 def _rows(table: np.ndarray, timesteps: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """One entry of the table for each row of `like`, shaped to multiply it."""
-    values = torch.from_numpy(table[np.asarray(timesteps)]).to(device=like.device, dtype=like.dtype)
+    values = torch.from_numpy(table[np.asarray(timesteps)]).to(like.dtype).to(like.device, non_blocking=True)
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..files import replaced, write_text
+from ..layouts import complete_text_encoder, complete_tokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -155,18 +154,7 @@ def build_pipeline(tokenizer: CLIPTokenizer, config: ArchitectureConfig) -> Stab
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Save to `folder` as safetensors, readable by transformers 4 and 5 alike.
-
-    transformers 5 writes a text encoder built from a configuration without the `text_model.` prefix (version 4 then
-    starts from random weights with only a warning), and tokenizers without `vocab.json` and `merges.txt`.
-    """
+    """Save to `folder` as safetensors, readable by transformers 4 and 5 alike."""
     pipeline.save_pretrained(folder, safe_serialization=True)
-    weights = folder / "text_encoder" / "model.safetensors"
-    tensors = load_file(weights)
-    prefixed = {name if name.startswith("text_model.") else f"text_model.{name}": t for name, t in tensors.items()}
-    with replaced(weights) as temporary:
-        save_file(prefixed, temporary, metadata={"format": "pt"})
-    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    write_text(folder / "tokenizer" / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    write_text(folder / "tokenizer" / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    complete_text_encoder(folder / "text_encoder")
+    complete_tokenizer(folder / "tokenizer")

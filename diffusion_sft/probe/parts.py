@@ -1,4 +1,9 @@
-"""Work on a set in parts of a few concepts: done parts are read back, the others computed, written and counted."""
+"""Work on a set in parts of a few concepts: done parts are read back, the others computed, written and counted.
+
+Several processes deal the parts out among themselves and meet in the folder. A network's last bits depend on the batch
+that a row stands in; what is in a part, and how it is cut into batches, depends on neither the number of processes nor
+what was done before, so that on CPUs (of as many threads) the tables are the same to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ..files import read_table, replaced
+from ..processes import is_main, process_count, process_index, shared_file, wait_for_everyone
 
-CONCEPTS_PER_PART = 4
-"""Small enough that little is lost when a run is stopped, large enough that batches are full."""
+CONCEPTS_PER_PART = 2
+"""Small enough that little is lost when a run is stopped and that processes end together, large enough that batches
+are full."""
 
 
 class _OfConcept(Protocol):
@@ -27,10 +35,18 @@ class _OfConcept(Protocol):
 T = TypeVar("T", bound=_OfConcept)
 
 
+@dataclass(frozen=True)
+class _Part:
+    file: Path
+    items: Sequence[Any]
+    num_evaluations: int
+
+
 class Parts:
     """A folder of finished parts and a progress bar in network evaluations, used as a context manager.
 
-    The folder's name must say everything that the results depend on; neighbours of another name are stale.
+    The folder's name must say everything that the results depend on; neighbours of another name are stale. The bar
+    and the counts are of all processes together; only the main process shows them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,8 +54,9 @@ class Parts:
         self.num_evaluations = 0
         self._expected = 0
         self._started = time.monotonic()
-        self._told = False
-        self._bar: tqdm = tqdm(total=0, desc="probe", unit="eval", unit_scale=True, disable=None)
+        self._told = not is_main()
+        shown = None if is_main() else True
+        self._bar: tqdm = tqdm(total=0, desc="probe", unit="eval", unit_scale=True, disable=shown)
 
     def __enter__(self) -> Parts:
         return self
@@ -67,7 +84,7 @@ class Parts:
         compute: Callable[[Sequence[T]], pd.DataFrame],
         count: Callable[[Sequence[T]], int],
     ) -> pd.DataFrame:
-        """The rows of all items, in the order of concept names.
+        """The rows of all items, in the order of concept names; every process gets them all.
 
         Args:
             name: the table's, part of the parts' file names.
@@ -75,24 +92,39 @@ class Parts:
             compute: the rows for some items, which must not depend on which others come with them.
             count: the network evaluations that it takes for them; they must have been announced.
         """
-        names = sorted({item.concept for item in items})
-        tables = []
-        for start in range(0, len(names), CONCEPTS_PER_PART):
-            chunk = set(names[start : start + CONCEPTS_PER_PART])
-            some = [item for item in items if item.concept in chunk]
-            file = self.folder / f"{name}-{start:06d}.parquet"
-            if file.exists():
-                self.expect(-count(some))
-            else:
-                with replaced(file) as temporary:
-                    compute(some).to_parquet(temporary, index=False)
-                self._advance(count(some))
-            tables.append(read_table(file))
+        parts = self._parts(name, items, count)
+        missing = [part for part in parts if not part.file.exists()]
+        self.expect(sum(part.num_evaluations for part in missing) - sum(part.num_evaluations for part in parts))
+        wait_for_everyone()  # until then nobody writes, so that all count the same parts as missing
+        for part in parts[process_index() :: process_count()]:
+            if part in missing:
+                with replaced(part.file) as temporary:
+                    compute(part.items).to_parquet(temporary, index=False)
+                missing = self._still_missing(missing)
+        wait_for_everyone()
+        tables = [read_table(shared_file(part.file)) for part in parts]
+        self._still_missing(missing)
         return pd.concat(tables, ignore_index=True)
 
     def remove(self) -> None:
         """Delete all parts, stale ones too; their rows are in the finished tables."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+    def _parts(self, name: str, items: Sequence[T], count: Callable[[Sequence[T]], int]) -> list[_Part]:
+        by_concept: dict[str, list[T]] = {}
+        for item in items:
+            by_concept.setdefault(item.concept, []).append(item)
+        names, parts = sorted(by_concept), []
+        for start in range(0, len(names), CONCEPTS_PER_PART):
+            some = [item for concept in names[start : start + CONCEPTS_PER_PART] for item in by_concept[concept]]
+            parts.append(_Part(self.folder / f"{name}-{start:06d}.parquet", some, count(some)))
+        return parts
+
+    def _still_missing(self, missing: Sequence[_Part]) -> list[_Part]:
+        """Those that are still missing; the others, whoever wrote them, are counted."""
+        left = [part for part in missing if not part.file.exists()]
+        self._advance(sum(part.num_evaluations for part in missing) - sum(part.num_evaluations for part in left))
+        return left
 
     def _advance(self, num_evaluations: int) -> None:
         self.num_evaluations += num_evaluations

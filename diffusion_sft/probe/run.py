@@ -2,6 +2,8 @@
 
 `scores`: error, gain and opinion of every held-out example under its own caption (`scores.py`). `answers`: the greedy
 reading (`answers.py` of the package). `samples`: the sampled reading of concepts that no greedy answer got right.
+
+Several processes share the work and the folder (`parts.py`); each of them calls `probe` and gets the whole result.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..answers import Question, answer, make_questions
 from ..errors import UserError
 from ..files import file_hash, read_json, read_table, write_json, write_table
 from ..learner import NULL_CUE, Learner, Query, ReadLabels
+from ..processes import is_main, wait_for_everyone
 from ..records import HELDOUT, ConceptSet, Draws, Example
 from ..settings import settings_dict
 from .config import ProbeConfig
@@ -28,7 +31,7 @@ from .samples import SAMPLE_COLUMNS, draw_and_read, num_sample_evaluations
 from .scores import own_caption, score
 
 TABLES = ("scores", "answers", "samples")
-LAYOUT = 1
+LAYOUT = 2
 """Part of every key: raised when the tables' meaning changes, so that older results are not taken for new ones."""
 
 
@@ -64,12 +67,15 @@ def probe(
     learner.check_captions([*(e.caption for e in examples), *(cue for q in questions for cue in q.query.cues)])
     with Parts(folder / "parts" / key[:16]) as parts:
         result = _read(learner, concept_set, config, _Work(examples, questions, read_labels), parts)
-    for name in TABLES:
-        write_table(folder / f"{name}.parquet", getattr(result, name))
-    record: dict[str, Any] = {"key": key, "base": learner.identity(), "config": settings_dict(config)}
-    record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)}
-    write_json(folder / "probe.json", record)
-    parts.remove()
+    wait_for_everyone()  # all have read the parts, which may now go
+    if is_main():
+        for name in TABLES:
+            write_table(folder / f"{name}.parquet", getattr(result, name))
+        record: dict[str, Any] = {"key": key, "base": learner.identity(), "config": settings_dict(config)}
+        record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)}
+        write_json(folder / "probe.json", record)
+        parts.remove()
+    wait_for_everyone()
     return result
 
 
@@ -84,7 +90,7 @@ def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: 
     draws = Draws(seed=config.seed, count=config.answers.num_draws, estimator=config.estimator)
 
     def count_scores(examples: Sequence[Example]) -> int:
-        return num_evaluations([own_caption(example) for example in examples], config.num_draws)
+        return num_evaluations([own_caption(example) for example in examples], config.evaluations_per_caption)
 
     def count_answers(questions: Sequence[Question]) -> int:
         return num_evaluations([question.query for question in questions], draws.count)
@@ -94,7 +100,8 @@ def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: 
 
     total = count_scores(work.examples) + count_answers(work.questions)
     asked = f"{len(work.examples)} examples and {len(work.questions)} questions"
-    print(f"probe: {total:,} network evaluations for {asked}", file=sys.stderr)
+    if is_main():
+        print(f"probe: {total:,} network evaluations for {asked}", file=sys.stderr)
     parts.expect(total)
     scores = parts.table("scores", work.examples, lambda some: score(learner, some, config), count_scores)
     answers = parts.table("answers", work.questions, ask, count_answers)
@@ -116,9 +123,9 @@ def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: 
     )
 
 
-def num_evaluations(queries: Sequence[Query], num_draws: int) -> int:
-    """How many network evaluations it takes to read these queries: each distinct cue and ∅ once a draw."""
-    return sum(len({NULL_CUE, *query.cues}) for query in queries) * num_draws
+def num_evaluations(queries: Sequence[Query], per_cue: int) -> int:
+    """How many network evaluations it takes to read these queries: so many for each distinct cue and for ∅."""
+    return sum(len({NULL_CUE, *query.cues}) for query in queries) * per_cue
 
 
 def _chosen(concept_set: ConceptSet, most: int | None) -> list[Example]:
@@ -127,7 +134,7 @@ def _chosen(concept_set: ConceptSet, most: int | None) -> list[Example]:
     held_out = sorted(concept_set.split(HELDOUT), key=lambda example: example.id)
     for concept in concept_set.concepts:
         own = [example for example in held_out if example.concept == concept.name]
-        if not own:
+        if not own and is_main():
             print(f"probe: concept {concept.name!r} has no held-out example and is left out", file=sys.stderr)
         chosen += own[:most]
     if not chosen:
@@ -160,6 +167,8 @@ def _key(
     settings: dict[str, Any] = settings_dict(config)
     settings.pop("batch_size")
     settings["samples"].pop("batch_size")
+    settings["reconstruction"] = asdict(config.round_trip) if config.round_trip else None
+    settings["reconstruction_draws"] = config.reconstruction.num_draws if config.error_kind == "sdedit" else None
     identity = {name: value for name, value in learner.identity().items() if name != "source"}
     words = sorted((concept.name, concept.words) for concept in concept_set.concepts)
     captions = sorted((e.id, e.concept, e.caption, e.split) for e in concept_set.examples)

@@ -3,7 +3,8 @@
     err(x, c) = ½∫dα E‖ε − ε̂(z_α, c)‖²            i_s = err(x, ∅) − err(x, c)
     i_o = ½∫dα E‖ε̂(z_α, ∅) − ε̂(z_α, c)‖²        gap = i_o − i_s
 
-in nats (Kong et al., 2024, arXiv 2310.07972, equations 6 and 8), all from the same forward passes.
+in nats (Kong et al., 2024, arXiv 2310.07972, equations 6 and 8), all from the same forward passes. Where another kind
+of error is asked for, the reconstruction error ‖x − x̃‖²/d stands beside them, under the caption and under ∅.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ SCORE_COLUMNS = (
     *("example_id", "concept", "split", "estimator", "num_draws", "num_dims"),
     *("error_nats", "error_se_nats", "null_error_nats", "null_error_se_nats"),
     *("gain_nats", "gain_se_nats", "opinion_nats", "opinion_se_nats", "gap_nats"),
-    *("relative_error", "error_per_dim", "null_error_per_dim", "uniform_mse", "uniform_null_mse"),
+    *("relative_error", "error_per_dim", "null_error_per_dim", "uniform_mse", "uniform_null_mse", "error_kind"),
+    *("reconstruction_error", "reconstruction_error_se", "null_reconstruction_error"),
+    *("reconstruction_gain", "reconstruction_gain_se", "reconstruction_relative"),
 )
+"""`error_kind` says by which error concepts are to be told apart. The columns of the reconstruction are per dimension,
+their standard errors over the draws (0 for inversion, which draws nothing), and NaN where the kind is denoise."""
 
 
 def own_caption(example: Example) -> Query:
@@ -35,12 +40,36 @@ def own_caption(example: Example) -> Query:
 def score(learner: Learner, examples: Sequence[Example], config: ProbeConfig) -> pd.DataFrame:
     """One row per example, in the order given, with `SCORE_COLUMNS`."""
     draws = Draws(seed=config.seed, count=config.num_draws, estimator=config.estimator)
-    readings = learner.surprise([own_caption(e) for e in examples], draws, batch_size=config.batch_size)
+    queries = [own_caption(e) for e in examples]
+    readings = learner.surprise(queries, draws, batch_size=config.batch_size)
+    returned: Sequence[np.ndarray] = [np.full((2, 1), np.nan)] * len(queries)
+    if config.round_trip is not None:
+        noises = Draws(seed=config.seed, count=config.reconstruction.num_draws, estimator=config.estimator)
+        returned = learner.reconstruct(queries, config.round_trip, noises, batch_size=config.batch_size)
     rows = [
-        {"example_id": e.id, "concept": e.concept, "split": e.split} | score_of(reading, draws)
-        for e, reading in zip(examples, readings, strict=True)
+        {"example_id": e.id, "concept": e.concept, "split": e.split, "error_kind": config.error_kind}
+        | score_of(reading, draws)
+        | reconstruction_of(errors)
+        for e, reading, errors in zip(examples, readings, returned, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+
+
+def reconstruction_of(errors: np.ndarray) -> dict[str, float]:
+    """The numbers of one reconstruction: `errors` under ∅ (row 0) and one cue (row 1), one column a draw."""
+    null_error, error = errors
+
+    def standard_error_of(values: np.ndarray) -> float:
+        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float(0 * values[0])
+
+    return {
+        "reconstruction_error": float(error.mean()),
+        "reconstruction_error_se": standard_error_of(error),
+        "null_reconstruction_error": float(null_error.mean()),
+        "reconstruction_gain": float((null_error - error).mean()),
+        "reconstruction_gain_se": standard_error_of(null_error - error),
+        "reconstruction_relative": float(error.mean() / null_error.mean()),
+    }
 
 
 def score_of(reading: Reading, draws: Draws) -> dict[str, Any]:

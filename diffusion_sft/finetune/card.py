@@ -1,0 +1,266 @@
+"""The model card (README.md): what the weights are, what they were trained on, what was measured, how to load them.
+
+Nothing in it is a claim: numbers come from the run's own evaluations, and what nobody measured says so. Names come from
+the user's data and may be anything; they are escaped for Markdown, YAML and Python alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..concepts.rows import printable
+from ..records import CATEGORIES, UNKNOWN
+from ..settings import settings_yaml
+from .config import FinetuneConfig
+from .evaluations import HELD_OUT, ROLES, TRAINED, UNTOUCHED
+from .mixes import Mix
+
+LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
+PIPELINE_FOLDER = "pipeline"
+NAMES_SHOWN, LENGTH_SHOWN = 12, 80
+KNOWN = tuple(category for category in CATEGORIES if category != UNKNOWN)
+_ROLES = {
+    TRAINED: "trained examples",
+    HELD_OUT: "other images of its concepts",
+    UNTOUCHED: "concepts outside the mix",
+}
+_WHAT = {
+    "full": "All weights of the UNet",
+    "cross_attention": "The cross-attention weights of the UNet",
+    "lora": "LoRA adapters",
+}
+
+_TAGS = {"full": "full-fine-tune", "cross_attention": "cross-attention-fine-tune", "lora": "lora"}
+
+
+def model_card(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any], evaluations: pd.DataFrame) -> str:
+    """The card's text.
+
+    Args:
+        mix: what was trained on.
+        config: how.
+        summary: the content of `finetune.json`.
+        evaluations: the run's `evaluations.parquet`; without rows where nothing was evaluated.
+    """
+    base = _base_name(str(summary["identity"].get("source", "the base")))
+    sections = [
+        _front_matter(config, summary),
+        f"# {escaped(base)}, fine-tuned on the mix `{mix.name}`",
+        _training(mix, config, summary),
+        "## What it was trained on",
+        _contents(mix),
+        "## What was measured",
+        _measured(summary, evaluations),
+        "## How to load it",
+        _loading(mix, config, summary),
+        "## Settings",
+        fenced(settings_yaml(own_settings(config)).rstrip(), "yaml"),
+        "## Versions",
+        ", ".join(f"{escaped(name)} {escaped(value)}" for name, value in summary["environment"].items() if value)
+        + ".",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def escaped(text: Any) -> str:
+    """Any text as one piece of Markdown that shows it: no markup, no HTML, no table cell or line ends."""
+    shown = printable(str(text))
+    shown = shown if len(shown) <= LENGTH_SHOWN else shown[: LENGTH_SHOWN - 1] + "…"
+    shown = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block that its content cannot leave."""
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=2))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a base's name is one of the Hub's, and not a folder or file here."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return source.count("/") == 1 and not Path(source).exists()
+
+
+def _base_name(source: str) -> str:
+    """The base without the folders it lies in, which tell of the user's machine."""
+    return source if is_hub_id(source) else Path(source).name or source
+
+
+def own_settings(config: FinetuneConfig) -> FinetuneConfig:
+    """The loop's settings alone, without a command's paths."""
+    return FinetuneConfig(**{field.name: getattr(config, field.name) for field in fields(FinetuneConfig)})
+
+
+def _front_matter(config: FinetuneConfig, summary: Mapping[str, Any]) -> str:
+    """The Hub's metadata. JSON is YAML, whatever the names contain."""
+    source = str(summary["identity"].get("source", ""))
+    xl = summary["identity"].get("architecture") == "sdxl"
+    kind = "stable-diffusion-xl" if xl else "stable-diffusion"
+    content: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    if is_hub_id(source):
+        content |= {"base_model": source, "base_model_relation": "adapter" if config.method == "lora" else "finetune"}
+    content["tags"] = ["text-to-image", kind, _TAGS[config.method]]
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), "---"])
+
+
+def _training(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any]) -> str:
+    what = _WHAT[config.method]
+    if config.method == "lora":
+        what = "DoRA adapters" if config.use_dora else what
+        what += f" of rank {config.rank}, lora_alpha {config.lora_alpha or config.rank}"
+        what += ", on the UNet and the text encoders," if config.train_text_encoder else ", on the UNet,"
+    averaged = f", averaged over {config.ema_horizon} updates" if config.use_ema else ""
+    identity, exports = summary["identity"], summary.get("exports", {})
+    found = {"revision": identity.get("revision"), "commit": identity.get("commit")}
+    hashes = identity.get("sha256") or {}
+    found["SHA-256 of its UNet"] = next((value for file, value in hashes.items() if file.startswith("unet/")), None)
+    origin = "".join(f", {name} {escaped(value)}" for name, value in found.items() if value)
+    lines = [
+        f"{what} after {summary['updates']} updates of {summary['examples_per_update']} examples "
+        f"(stopped by the {summary['stopping_reason']} rule){averaged}.",
+        "",
+        f"- base: {escaped(_base_name(str(identity.get('source', 'unknown'))))}{origin}",
+        f"- every trained example that was asked was fitted: {_at(summary['converged_update'])}",
+        f"- held-out answers were best: {_at(summary['early_stop_update'])}"
+        + (
+            f" (those weights: `{exports['early']}`)"
+            if exports.get("early") not in (None, exports.get("last"))
+            else ""
+        ),
+    ]
+    if summary.get("skipped_updates"):
+        lines.append(f"- updates skipped, as their loss or gradient was not finite: {summary['skipped_updates']}")
+    return "\n".join(lines)
+
+
+def _contents(mix: Mix) -> str:
+    category = {name: label for label, names in mix.concepts.items() for name in names}
+    counts = Counter(category[example.concept] for example in mix.examples)
+    rows = ["| category | concepts | names | training examples |", "|---|---|---|---|"]
+    for label, names in mix.concepts.items():
+        shown = ", ".join(escaped(name) for name in names[:NAMES_SHOWN]) + (
+            ", ..." if len(names) > NAMES_SHOWN else ""
+        )
+        rows.append(f"| {escaped(label)} | {len(names)} | {shown} | {counts[label]} |")
+    held = f" {len(mix.regularisation)} regularisation images held the prior." if mix.regularisation else ""
+    return "\n".join(rows) + (
+        f"\n\n{len(mix.examples)} training examples in all.{held} Categories say what the base knew before: "
+        "HighlyKnown, MaybeKnown,\nWeaklyKnown, Unknown (Gekhman et al., 2024); `all` means that nobody asked."
+    )
+
+
+def _measured(summary: Mapping[str, Any], evaluations: pd.DataFrame) -> str:
+    if evaluations.empty:
+        return "Not evaluated: the run asked nothing while it trained (`validation_steps: 0`)."
+    start, end = evaluations[evaluations["update"] == 0], evaluations[evaluations["update"] == summary["updates"]]
+    rows = [
+        "| asked about | category | questions | right before | right after | change | 95 % interval after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in end.to_dict("records"):
+        before = start[(start.role == row["role"]) & (start.category == row["category"])]
+        rows.append(f"| {_ROLES.get(row['role'], row['role'])} | {row['category']} | {_change(before, row)} |")
+    known = [f"- {text}: {_pooled(start, end, role)}" for role, text in _known_roles().items()]
+    if end.empty:
+        rows = ["The last update was not evaluated."]
+    return "\n".join(
+        [
+            "One question an example: which of several concepts' words fits the picture best? Before: the base. After: "
+            f"update {summary['updates']}.",
+            "",
+            *rows,
+            "",
+            *known,
+            "",
+            "`evaluations.parquet` has every evaluation on the way. Image quality is no part of these numbers.",
+        ]
+    )
+
+
+def _known_roles() -> dict[str, str]:
+    return {
+        UNTOUCHED: "known concepts outside the mix (what may have been forgotten)",
+        HELD_OUT: "known concepts of the mix, on other images",
+    }
+
+
+def _change(before: pd.DataFrame, after: Mapping[str, Any]) -> str:
+    interval = f"{after['accuracy_low']:.1%} – {after['accuracy_high']:.1%}"
+    if before.empty:
+        return f"{after['num_examples']} | not evaluated | {after['accuracy']:.1%} | not evaluated | {interval}"
+    first = float(before.accuracy.iloc[0])
+    change = 100 * (after["accuracy"] - first)
+    return f"{after['num_examples']} | {first:.1%} | {after['accuracy']:.1%} | {change:+.1f} points | {interval}"
+
+
+def _pooled(start: pd.DataFrame, end: pd.DataFrame, role: str) -> str:
+    """Right answers about the known categories of a role together, before and after."""
+    both = [table[(table.role == role) & table.category.isin(KNOWN)] for table in (start, end)]
+    if any(table.empty for table in both):
+        return "not evaluated"
+    right, asked = ([int(table[name].sum()) for table in both] for name in ("num_correct", "num_examples"))
+    change = 100 * (right[1] / asked[1] - right[0] / asked[0])
+    return f"{right[0]} of {asked[0]} right before, {right[1]} of {asked[1]} after ({change:+.1f} points)"
+
+
+def _loading(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any]) -> str:
+    source = str(summary["identity"].get("source", ""))
+    place = config.hub_model_id if config.push_to_hub else None
+    code = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    if config.method != "lora":
+        code.append(
+            f"pipeline = DiffusionPipeline.from_pretrained({place or PIPELINE_FOLDER!r}, dtype=torch.float32)"
+        )
+    else:
+        code += _base_code(source, summary)
+        code.append(f"pipeline.load_lora_weights({place or '.'!r}, weight_name={LORA_FILE!r})")
+    words = ["diffusers:", "", fenced("\n".join(code), "python")]
+    if config.method == "lora":
+        words += [
+            "",
+            f"kohya's tools, AUTOMATIC1111, ComfyUI: put `{KOHYA_FILE}` into `models/Lora` or `models/loras` under a name "
+            "of your choice; full strength is 1."
+            + (
+                " They must know DoRA (`dora_scale`, one per output); diffusers does not read this file."
+                * config.use_dora
+            ),
+        ]
+    if config.save_single_file:
+        words += ["", f"AUTOMATIC1111, ComfyUI: put `{mix.name}.safetensors` into their folder of checkpoints."]
+    predicted = summary["identity"].get("prediction_type", "epsilon")
+    if predicted != "epsilon":
+        words += ["", f"The network predicts `{predicted}`; tools that do not read this from the files must be told."]
+    return "\n".join(words)
+
+
+def _base_code(source: str, summary: Mapping[str, Any]) -> list[str]:
+    if source.endswith(".safetensors"):
+        xl = summary["identity"].get("architecture") == "sdxl"
+        kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+        line = f"pipeline = {kind}.from_single_file({_base_name(source)!r}, dtype=torch.float32)"
+        return [f"from diffusers import {kind}", "", line]
+    options = "".join(
+        f", {name}={summary['identity'][name]!r}" for name in ("revision", "variant") if summary["identity"].get(name)
+    )
+    return [f"pipeline = DiffusionPipeline.from_pretrained({_base_name(source)!r}, dtype=torch.float32{options})"]
+
+
+def _at(update: int | None) -> str:
+    return "not seen" if update is None else f"at update {update}"
+
+
+assert set(_ROLES) == set(ROLES)

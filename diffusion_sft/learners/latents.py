@@ -1,0 +1,169 @@
+"""Between image files and latents: the VAE's posterior mean, scaled as the UNet was trained on it, and back.
+
+The VAE works in float32 whatever the rest does. At the cleanest levels σ is 0.03, below what bfloat16 resolves, and
+SDXL's VAE overflows in float16.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..concepts.images import load_image
+from ..errors import UserError
+from ..files import file_hash
+from .cache import TensorCache, content_key
+from .conditioning import Framing, Size
+
+LATENTS_VERSION = 1
+"""Part of every key of cached latents; one more when the same image comes to be encoded otherwise."""
+CROP_RULE = "cover, centre, lanczos"
+SETTLED_NS = 1_000_000_000
+"""A file that was changed less than this before it was read may change again within the same tick of its clock."""
+
+
+class Fit(NamedTuple):
+    """An image file, the size that it is fitted to, and whether it is mirrored."""
+
+    path: Path
+    size: Size
+    flipped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedLatents:
+    """Latents (channels, height, width), float32 on the CPU, and how the image came to its size."""
+
+    latents: torch.Tensor
+    framing: Framing
+
+
+class LatentCodec:
+    """A pipeline's VAE, which it makes float32; latents are kept under a hash of all that they are made from."""
+
+    def __init__(self, pipeline: Any, cache: TensorCache, identity: Callable[[], Mapping[str, Any]]) -> None:
+        """Take the VAE and the place of latents; `identity` names the VAE's weights in keys of the cache, JSON
+        values, and is asked only if there is a folder."""
+        self.vae, self.processor = pipeline.vae, pipeline.image_processor
+        self._cache, self._identity = cache, identity
+        self._loaded_dtype = str(self.vae.dtype)
+        # Not the VAE's own method, which warns of what this does on purpose.
+        nn.Module.to(self.vae, dtype=torch.float32)
+        self._hashes: dict[tuple[str, ...], str] = {}
+
+    def fitted(self, fits: Sequence[Fit]) -> list[FittedLatents]:
+        """The latents of each image, encoded once as long as the file's bytes stay the same.
+
+        Raises:
+            UserError: an image that cannot be read, or whose latents are not finite.
+        """
+        keys = [self._key(fit) for fit in fits]
+        missing = {key: fit for key, fit in zip(keys, fits, strict=True) if self._cache.get(key) is None}
+        # One at a time, because company changes the last bits, and a resumed run meets images in another order.
+        for key, fit in _progress(missing.items(), len(missing)):
+            self._cache.put(key, self._encode(fit))
+        return [self._found(key, fit) for key, fit in zip(keys, fits, strict=True)]
+
+    def decode(self, latents: torch.Tensor) -> list[np.ndarray]:
+        """Images of each row of latents, uint8 (height, width, 3); one at a time, whatever their company.
+
+        Raises:
+            UserError: latents that are not finite.
+        """
+        if not bool(torch.isfinite(latents).all()):
+            raise UserError("generated latents are not finite; try dtype=bfloat16 or dtype=float32")
+        images = []
+        for row in latents.float().unsqueeze(1):
+            with torch.no_grad(), torch.autocast(row.device.type, enabled=False):
+                pixels = self.vae.decode(self._unscaled(row), return_dict=False)[0]
+            images += [np.array(image) for image in self.processor.postprocess(pixels, output_type="pil")]
+        return images
+
+    def _encode(self, fit: Fit) -> dict[str, torch.Tensor]:
+        """Cover the size, centre crop, [−1, 1], posterior mean, scaled."""
+        image = load_image(fit.path)
+        height, width = fit.size
+        # Pillow counts width before height.
+        fitted = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+        fitted = np.ascontiguousarray(fitted[:, ::-1]) if fit.flipped else fitted
+        pixels = torch.from_numpy(fitted.copy()).permute(2, 0, 1)[None].to(self.vae.device, torch.float32) / 127.5 - 1
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+            latents = self._scaled(self.vae.encode(pixels).latent_dist.mean)[0].cpu()
+        if not bool(torch.isfinite(latents).all()):
+            raise UserError(f"{fit.path}: its latents are not finite; the VAE's weights may be damaged")
+        original = (image.height, image.width)
+        return {
+            "latents": latents,
+            "original_size": torch.tensor(original),
+            "crop": torch.tensor(crop_offsets(original, fit.size)),
+        }
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """(latents − mean) · scaling factor / std, the mean and std of the VAE's settings, if it has them."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) * self.vae.config.scaling_factor / std
+
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(latents)
+        return latents * std / self.vae.config.scaling_factor + mean
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        mean, std = getattr(self.vae.config, "latents_mean", None), getattr(self.vae.config, "latents_std", None)
+        if mean is None or std is None:
+            return 0.0, 1.0
+        return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+
+    def _found(self, key: str, fit: Fit) -> FittedLatents:
+        entry = self._cache.get(key)
+        assert entry is not None
+        (top, left), (height, width) = entry["crop"].tolist(), entry["original_size"].tolist()
+        framing = Framing(original_size=(height, width), crop=(top, left), target_size=fit.size)
+        return FittedLatents(latents=entry["latents"], framing=framing)
+
+    def _key(self, fit: Fit) -> str:
+        parts: dict[str, Any] = {"image": self._content(fit.path), "size": list(fit.size), "flipped": fit.flipped}
+        if self._cache.folder is not None:
+            parts |= {"vae": dict(self._identity()), "dtype": self._loaded_dtype}
+        return content_key("latents", version=LATENTS_VERSION, crop=CROP_RULE, **parts)
+
+    def _content(self, path: Path) -> str:
+        """The SHA-256 of the file, read again only when its state on disk is another.
+
+        The time of the last change of state (ctime) is among it, which no program can set: an image that was edited
+        and given its old size and modification time is seen.
+        """
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        key = (str(path), *map(str, (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)))
+        if key not in self._hashes:
+            read_at, content = time.time_ns(), file_hash(path)
+            if read_at - state.st_ctime_ns < SETTLED_NS:
+                return content
+            self._hashes[key] = content
+        return self._hashes[key]
+
+
+def crop_offsets(original: Size, target: Size) -> Size:
+    """Rows and columns cut off at the top and left when an image that covers `target` is cropped to it in the middle.
+
+    As in diffusers' SDXL scripts: of the resized image, whose longer side is cut down to whole pixels.
+    """
+    (height, width), (target_height, target_width) = original, target
+    if height * target_width >= width * target_height:
+        return max(0, round((target_width * height // width - target_height) / 2)), 0
+    return 0, max(0, round((target_height * width // height - target_width) / 2))
+
+
+def _progress(entries: Iterable[Any], count: int) -> Iterable[Any]:
+    return tqdm(entries, desc="encoding images", total=count, disable=None if count > 8 else True, leave=False)

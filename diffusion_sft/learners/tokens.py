@@ -1,0 +1,28 @@
+"""How many tokens a caption has, by the tokenizer of a base, without loading the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+from ..errors import UserError
+
+
+def token_counter(base: str, revision: str | None) -> Callable[[str], int]:
+    """A function from a caption to its number of tokens, start and end included, before anything is cut.
+
+    Args:
+        base: a pipeline folder or a Hub id.
+        revision: of a Hub repository.
+
+    Raises:
+        UserError: no tokenizer there.
+    """
+    where = str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else base
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision or "main")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{base}: no tokenizer to be had from it ({str(error).strip().splitlines()[0]})") from error
+    return lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids)

@@ -1,0 +1,272 @@
+"""Encodings are found again by what they were made from, and never where they are damaged or out of date."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffusion_sft.concepts import ConceptsConfig, read_concept_set
+from diffusion_sft.errors import UserError
+from diffusion_sft.finetune.aspect import example_sizes
+from diffusion_sft.finetune.config import FinetuneConfig
+from diffusion_sft.finetune.encodings import to_encode
+from diffusion_sft.finetune.evaluations import Exam
+from diffusion_sft.finetune.loop import finetune
+from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.sampler import Sampler
+from diffusion_sft.learner import TrainingItem
+from diffusion_sft.learners import cache as cache_module
+from diffusion_sft.learners.cache import (
+    DamagedEntry,
+    TensorCache,
+    cache_encodings,
+    clear_cache,
+    content_key,
+    read_entry,
+    verify_cache,
+)
+from diffusion_sft.learners.diffusion import DiffusionLearner
+from diffusion_sft.records import REGULARISATION, Example
+
+
+def test_a_key_is_the_sha256_of_canonical_json() -> None:
+    text = '["latent",{"flipped":false,"image":"ab","size":[512,640]}]'
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert content_key("latent", size=(512, 640), image="ab", flipped=False) == expected
+    assert content_key("latent", size=(512, 640), image="ab", flipped=True) != expected
+    assert content_key("text", size=(512, 640), image="ab", flipped=False) != expected
+    with pytest.raises(TypeError):
+        content_key("latent", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+def test_what_is_put_is_got_back_bit_for_bit_by_another_process(tmp_path: Path, dtype: torch.dtype) -> None:
+    key = content_key("x", n=1)
+    tensors = {"a": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).to(dtype), "b": torch.ones(1)}
+    TensorCache(tmp_path).put(key, tensors)
+    found = TensorCache(tmp_path).get(key)
+    assert found is not None
+    assert found.keys() == tensors.keys()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{key}.safetensors"]
+
+
+def test_without_a_folder_entries_are_in_memory_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache, key = TensorCache(None), content_key("x", n=1)
+    whole = torch.arange(6.0).reshape(2, 3)
+    cache.put(key, {"a": whole[0]})
+    whole.zero_()
+    found = cache.get(key)
+    assert found is not None
+    assert found["a"].tolist() == [0.0, 1.0, 2.0]
+    assert cache.get(content_key("x", n=2)) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped bit", "renamed", "not safetensors"])
+def test_a_damaged_file_is_named_and_made_anew(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = content_key("x", n=1)
+    TensorCache(tmp_path).put(key, {"a": torch.arange(4.0)})
+    file = TensorCache(tmp_path).file(key)
+    assert file is not None
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[:-3])
+    elif damage == "flipped bit":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "renamed":
+        TensorCache(tmp_path).put(content_key("x", n=2), {"a": torch.zeros(4)})
+        other = TensorCache(tmp_path).file(content_key("x", n=2))
+        assert other is not None
+        file.write_bytes(other.read_bytes())
+    else:
+        file.write_bytes(b"hello")
+    with pytest.raises(DamagedEntry, match=key):
+        read_entry(file)
+    cache = TensorCache(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert cache.get(key) is None
+    assert str(file) in caplog.text
+    cache.put(key, {"a": torch.arange(4.0)})
+    found = TensorCache(tmp_path).get(key)
+    assert found is not None
+    assert torch.equal(found["a"], torch.arange(4.0))
+
+
+def test_a_key_is_no_path_and_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no content key"):
+        TensorCache(tmp_path).get("../../etc/passwd")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        TensorCache(tmp_path / "file").put(content_key("x"), {"a": torch.zeros(1)})
+
+
+# --- a folder as a whole ---
+
+
+def filled(folder: Path, count: int = 3) -> list[Path]:
+    cache = TensorCache(folder)
+    files = []
+    for number in range(count):
+        key = content_key("x", n=number)
+        cache.put(key, {"a": torch.full((4,), float(number))})
+        file = cache.file(key)
+        assert file is not None
+        files.append(file)
+    return files
+
+
+class Recorder:
+    """Encodes numbers, and runs out of memory when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cache = TensorCache(folder)
+        self.encoded: list[str] = []
+        self.full_at: str | None = None
+
+    def encode_items(self, items: list[TrainingItem]) -> None:
+        for item in items:
+            if item.example.id == self.full_at:
+                raise torch.cuda.OutOfMemoryError
+            self._encode("image", item.example.id)
+
+    def encode_captions(self, captions: list[str]) -> None:
+        for caption in captions:
+            self._encode("caption", caption)
+
+    def _encode(self, kind: str, name: str) -> None:
+        key = content_key(kind, name=name)
+        if self.cache.get(key) is None:
+            self.encoded.append(name)
+            self.cache.put(key, {"a": torch.ones(2)})
+
+
+def items(count: int) -> list[TrainingItem]:
+    examples = [
+        Example(id=f"{n}.png", concept="a", caption="a", path=Path(f"{n}.png"), split="train") for n in range(count)
+    ]
+    return [TrainingItem(example=example, caption="a", visit=0) for example in examples]
+
+
+def test_filling_goes_on_where_it_was_stopped_and_lists_every_file(tmp_path: Path) -> None:
+    first = Recorder(tmp_path)
+    first.full_at = "30.png"
+    with pytest.raises(UserError, match="no device memory to encode a single image"):
+        cache_encodings(first, items(40), ["a", ""], tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    second = Recorder(tmp_path)
+    report = cache_encodings(second, items(40), ["a", ""], tmp_path)
+    assert second.encoded == [f"{n}.png" for n in range(30, 40)] + ["a", ""]
+    assert report.num_entries == 42
+    files = list(tmp_path.glob("*/*.safetensors"))
+    assert report.num_bytes == sum(file.stat().st_size for file in files)
+    listed = json.loads((tmp_path / "manifest.json").read_text())["entries"]
+    assert {key: entry["sha256"] for key, entry in listed.items()} == {
+        file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+    again = Recorder(tmp_path)
+    assert cache_encodings(again, items(40), ["a", ""], tmp_path) == report
+    assert again.encoded == []
+
+
+def test_verifying_finds_damaged_missing_and_unlisted_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
+        verify_cache(tmp_path)
+    cache_encodings(Recorder(tmp_path), items(4), [], tmp_path)
+    clean = verify_cache(tmp_path)
+    assert (clean.num_entries, clean.damaged, clean.missing, clean.unlisted) == (4, (), (), ())
+    one, two, three, _ = sorted(tmp_path.glob("*/*.safetensors"))
+    one.write_bytes(one.read_bytes()[:-1])
+    two.unlink()
+    # Whole in itself, but not the file that was listed.
+    save_file(
+        {"a": torch.zeros(2)},
+        three,
+        metadata={"key": three.stem, "sha256": cache_module._digest({"a": torch.zeros(2)})},
+    )
+    (added,) = filled(tmp_path, 1)
+    report = verify_cache(tmp_path)
+    assert report.damaged == (str(one), str(three))
+    assert report.missing == (two.stem,)
+    assert report.unlisted == (added.stem,)
+
+
+def test_clearing_removes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
+    files = filled(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    half = files[0].parent / f".{files[0].name}.ab_12cd.safetensors"
+    half.write_bytes(b"half")
+    kept = [tmp_path / "notes.txt", tmp_path / "aa" / "mine.safetensors", tmp_path / "photos" / files[0].name]
+    for file in kept:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    assert clear_cache(tmp_path) == 3
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    with pytest.raises(UserError, match="no such folder"):
+        clear_cache(tmp_path / "elsewhere")
+
+
+def test_memory_is_bounded_where_there_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MEMORY_LIMIT", 100)
+    on_disk, in_memory = TensorCache(tmp_path), TensorCache(None)
+    for cache in (on_disk, in_memory):
+        for number in range(10):
+            cache.put(content_key("x", n=number), {"a": torch.full((10,), float(number))})
+        assert all(float(cache.get(content_key("x", n=number))["a"][0]) == number for number in range(10))
+    assert len(on_disk._memory) == 2
+    assert len(in_memory._memory) == 10
+
+
+def test_a_filled_cache_spares_a_run_all_encoding(tiny_pipeline: Path, tiny_set: Path, tmp_path: Path) -> None:
+    concept_set = read_concept_set(ConceptsConfig(path=str(tiny_set))).concept_set
+    mix = compose(MixConfig(name="all"), None, concept_set, 0)
+    config = FinetuneConfig(train_batch_size=2, max_train_steps=4, random_flip=True, report_to=None)
+    learner = DiffusionLearner.load(tiny_pipeline, cache_dir=tmp_path / "cache")
+    report = cache_encodings(learner, *to_encode(mix, config, learner.resolution), tmp_path / "cache")
+    captions = {example.caption for example in mix.examples}
+    assert report.num_entries == 2 * len(mix.examples) + len(captions) + 1
+
+    def no_encoding(*_: object, **__: object) -> None:
+        raise AssertionError("encoded again")
+
+    spared = DiffusionLearner.load(tiny_pipeline, cache_dir=tmp_path / "cache")
+    spared.pipeline.vae.encode = no_encoding
+    spared.pipeline.text_encoder.forward = no_encoding
+    plain = DiffusionLearner.load(tiny_pipeline)
+    exam = Exam(questions={}, categories={})
+    for name, one in (("spared", spared), ("plain", plain)):
+        finetune(one, mix, exam, config, tmp_path / name)
+    assert (tmp_path / "spared" / "metrics.jsonl").read_bytes() == (tmp_path / "plain" / "metrics.jsonl").read_bytes()
+
+
+def test_what_is_encoded_is_what_the_sampler_comes_to(tiny_set: Path) -> None:
+    concept_set = read_concept_set(ConceptsConfig(path=str(tiny_set))).concept_set
+    mix = compose(MixConfig(name="all"), None, concept_set, 0)
+    prior = tuple(replace(example, split=REGULARISATION) for example in concept_set.split("reference")[:2])
+    mix = replace(mix, regularisation=prior)
+    config = FinetuneConfig(
+        train_batch_size=2,
+        random_flip=True,
+        aspect_ratio_buckets=True,
+        bucket_reso_steps=8,
+        min_bucket_reso=8,
+        max_bucket_reso=32,
+        caption_templates=["{caption} again"],
+    )
+    items, captions = to_encode(mix, config, 16)
+    sampler = Sampler.of(mix, config, 1, example_sizes(mix.examples, config, 16))
+    seen = [item for update in range(1, 200) for item in sampler.items(update)]
+    assert {(i.example.id, i.size, i.flipped) for i in items} == {(i.example.id, i.size, i.flipped) for i in seen}
+    assert len(items) == len({(i.example.id, i.size, i.flipped) for i in items})
+    assert {item.caption for item in seen} == set(captions)
+    assert to_encode(mix, replace(config, method="lora", train_text_encoder=True), 16)[1] == []
