@@ -54,6 +54,10 @@ class StudyConfig:
         names = [mix.name for mix in self.mixes]
         if "base" in names or len(set(names)) < len(names):
             raise ValueError(f"mixes need names that differ from each other and from 'base', not {names}")
+        if self.finetune.push_to_hub and len(self.mixes) > 1:
+            raise ValueError(
+                "finetune.push_to_hub: several mixes would overwrite one repository; push one mix at a time"
+            )
 
 
 def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:

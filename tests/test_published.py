@@ -15,8 +15,8 @@ from diffusion_sft.finetune.evaluations import make_exam
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import MixConfig, compose
 from diffusion_sft.learner import Query
-from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.adapters import LORA_FILE
+from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.records import Draws
 
 NAMES = ("sd15", "sd21", "sdxl")

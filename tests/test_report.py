@@ -23,6 +23,7 @@ from diffusion_sft.errors import UserError
 from diffusion_sft.files import read_json, read_table, write_json, write_table
 from diffusion_sft.records import CATEGORIES, ConceptSet
 from diffusion_sft.report import grids, page
+from diffusion_sft.report.figures import exposure_panel
 from diffusion_sft.report.findings import Change, findings, headline, learning_change
 from diffusion_sft.report.page import REPORT, write_report
 from diffusion_sft.report.run import read_run
@@ -435,3 +436,28 @@ def test_colours_differ_for_colour_blind_eyes() -> None:
         seen = {label: np.clip(np.array(matrix) @ value, 0, 1) ** (1 / 2.2) for label, value in values.items()}
         gaps = [np.abs(seen[a] - seen[b]).max() for a in CATEGORIES for b in CATEGORIES if a < b]
         assert min(gaps) > 0.15
+
+
+@pytest.mark.parametrize("rule", ["error", "relative", "gain"])
+def test_the_exposure_panel_shows_what_the_rule_went_by(rule: str) -> None:
+    concepts = pd.DataFrame(
+        {
+            "concept": ["blorp", "wug"],
+            "category": ["HighlyKnown", "Unknown"],
+            "exposure": pd.array([900, 0], dtype="Int64"),
+            f"known_{rule}": [True, False],
+            "error_nats": [5.0, 6.0],
+            "relative_error": [0.5, 1.0],
+            "gain_nats": [4.0, 0.0],
+            "gain_se_nats": 0.1,
+        }
+    )
+    plain = exposure_panel(concepts, rule, "").svg
+    reconstructed = concepts.assign(
+        reconstruction_error=[0.25, 0.5],
+        reconstruction_relative=[0.5, 1.0],
+        reconstruction_gain=[0.125, 0.0],
+        reconstruction_gain_se=0.01,
+    )
+    assert "reconstruction" not in plain
+    assert f"reconstruction {rule}" in exposure_panel(reconstructed, rule, "").svg

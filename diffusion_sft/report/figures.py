@@ -6,7 +6,7 @@ text of a user's goes into a drawing (names of mixes and concepts stand in the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,12 @@ SCORE_OF_RULE = {
     "slick": ("greedy_share", "share of correct greedy answers"),
 }
 """For each rule the column it judges by and how the axis is labelled."""
+SCORE_OF_RECONSTRUCTION = {
+    "error": ("reconstruction_error", "reconstruction error a dimension"),
+    "relative": ("reconstruction_relative", "reconstruction error with words / without"),
+    "gain": ("reconstruction_gain", "gain (reconstruction error)"),
+}
+"""The same where the probe measured a reconstruction (error kinds inversion and sdedit), which the rules then go by."""
 
 ROLES = {"trained": "Trained pictures: fitted", "heldout": "Held-out pictures", "untouched": "Known, never trained"}
 
@@ -60,7 +66,7 @@ class Interval:
 
 def exposure_panel(concepts: pd.DataFrame, rule: str, remark: str) -> Panel:
     """A rule's score of every concept against how often the base saw it; unseen concepts in a lane of their own."""
-    column, label = SCORE_OF_RULE[rule]
+    column, label = _score_of(rule, concepts.columns)
     shown = concepts[np.isfinite(concepts[column].astype(float))]
     tooltips = {}
     with _panel(WIDE, left=68, bottom=52) as (figure, axes):
@@ -72,7 +78,8 @@ def exposure_panel(concepts: pd.DataFrame, rule: str, remark: str) -> Panel:
             here = (shown["category"] == category).to_numpy()
             values, known = shown[column].to_numpy(float), shown[f"known_{rule}"].to_numpy(bool)
             if rule == "gain":
-                reach = 1.96 * shown["gain_se_nats"].to_numpy(float)[here]
+                spread = "gain_se_nats" if column == "gain_nats" else f"{column}_se"
+                reach = 1.96 * shown[spread].to_numpy(float)[here]
                 axes.errorbar(
                     places[here], values[here], reach, fmt="none", color=COLOURS[category], alpha=0.45, lw=1
                 )
@@ -260,8 +267,14 @@ def _jitter(names: pd.Series, purpose: str, width: float) -> np.ndarray:
     return width * (2 * np.array(units, dtype=float) - 1)
 
 
+def _score_of(rule: str, columns: Iterable[Any]) -> tuple[str, str]:
+    """The column that a rule went by in this table, and its label."""
+    reconstructed = SCORE_OF_RECONSTRUCTION.get(rule)
+    return reconstructed if reconstructed and reconstructed[0] in columns else SCORE_OF_RULE[rule]
+
+
 def _point_text(row: Mapping[str, Any] | pd.Series, rule: str) -> str:
-    column, _ = SCORE_OF_RULE[rule]
+    column, _ = _score_of(rule, row.keys())
     score = column.removesuffix("_nats").replace("_", " ")
     seen = "exposure not recorded" if pd.isna(row["exposure"]) else f"seen {int(row['exposure']):,} times"
     return f"{_name(row)}: {row['category']}, {seen}, {score} {number(row[column])}"
