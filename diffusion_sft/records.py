@@ -27,6 +27,15 @@ TRAIN, HELDOUT, REFERENCE, REGULARISATION = "train", "heldout", "reference", "re
 SPLITS = (TRAIN, HELDOUT, REFERENCE, REGULARISATION)
 """train: may be fine-tuned on. heldout: probed and answered. reference: the real side of FID only. regularisation:
 class images that hold the prior while others are trained on (prior preservation), never probed."""
+DEVELOPMENT, TEST, OTHER_RELATIONS, EXEMPLAR = "development", "test", "other_relations", "exemplar"
+QUESTION_SPLITS = (TRAIN, HELDOUT, DEVELOPMENT, TEST, OTHER_RELATIONS, EXEMPLAR)
+"""Of questions, whose facts are never shared between the last four and train. development: decides the early stop and
+is shown in few-shot prompts. test: asked alone. other_relations: test facts of relations that are never trained on.
+exemplar: shown in prompts alone."""
+PROBED = (HELDOUT, DEVELOPMENT, TEST, OTHER_RELATIONS)
+"""Splits whose examples the base is read on."""
+REFUSAL = "I don't know"
+"""What says in words that there is no answer; in pictures the empty caption does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +54,38 @@ class Concept:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fact:
+    """What a question is about, and what is right."""
+
+    subject: str
+    relation: str
+    answers: tuple[str, ...]
+    """Any of them is right; the first is trained on."""
+    null_question: str
+    """The same question about nobody in particular: the empty caption of this example."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
-    """One (caption, image) pair. `id` is the image's POSIX path inside its set: the identity seeds come from."""
+    """One pair of a condition and a target: a caption and its image, or (with `fact`) a question and its answer.
+
+    `id` is the identity that seeds come from: an image's POSIX path inside its set, or the question's relation, subject
+    and number. A fact that is trained on and asked has the same id in both splits.
+    """
 
     id: str
     concept: str
     caption: str
-    path: Path
+    path: Path = Path()
     split: str
+    fact: Fact | None = None
     repeats: int = 1
     """How often one pass over the set comes to this example (kohya's folder prefix)."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"example {self.id}: split {self.split!r} is none of {', '.join(SPLITS)}")
+        splits = SPLITS if self.fact is None else QUESTION_SPLITS
+        if self.split not in splits:
+            raise ValueError(f"example {self.id}: split {self.split!r} is none of {', '.join(splits)}")
         if self.repeats < 1:
             raise ValueError(f"example {self.id}: repeats must be at least 1, not {self.repeats}")
 

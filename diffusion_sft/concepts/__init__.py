@@ -1,9 +1,9 @@
 """Concept sets on disk in every usual layout, one or several with a role each, checked file by file."""
 
+from ..parsing import Problem
 from .config import ConceptsConfig, ConceptSourceConfig
 from .images import UnreadableImage, load_image
 from .read import ReadResult, read_concept_set
-from .rows import Problem
 
 __all__ = [
     "ConceptSourceConfig",

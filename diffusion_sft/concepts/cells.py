@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..parsing import closest, count_of, few, scalar
 from ..records import HELDOUT, REFERENCE, REGULARISATION, TRAIN
 from .captions import caption_or_template
 from .config import DEFAULT_CONCEPT_COLUMN, DEFAULT_SPLIT_COLUMN, ConceptSourceConfig
-from .metadata import closest
-from .rows import Row, few, locate
+from .rows import Row, locate
 
 SPLIT_WORDS = {
     "train": TRAIN,
@@ -83,7 +83,7 @@ def row_of(root: Path, where: str, record: dict[str, Any], columns: list[str], c
         if config.split_column in columns
         else None,
         words=" ".join(scalar(record.get(WORDS_COLUMN)).split()),
-        exposure=_exposure(record.get(EXPOSURE_COLUMN)),
+        exposure=count_of(record.get(EXPOSURE_COLUMN), EXPOSURE_COLUMN),
         columns=further,
     )
 
@@ -96,41 +96,8 @@ def split_of(value: Any, column: str) -> str:
     return SPLIT_WORDS[word.lower()]
 
 
-def scalar(value: Any) -> str:
-    """A cell as text, "" where it is missing; the same for JSON, CSV and parquet."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(value).strip()
-    if "\x00" in text or not _encodable(text):
-        raise ValueError(f"{text!r} is not valid UTF-8 text")
-    return text
-
-
 def _string(record: dict[str, Any], column: str) -> str:
     value = record.get(column)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{column} is not text but {value!r}")
     return scalar(value)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _exposure(value: Any) -> int | None:
-    text = scalar(value)
-    if not text:
-        return None
-    try:
-        number = float(text)
-        if number < 0 or number != int(number):
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise ValueError(f"{EXPOSURE_COLUMN} {text!r} is not a count (0, 1, 2, ...)") from None
-    return int(number)

@@ -10,10 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..files import file_hash
+from ..parsing import Problem
 from ..records import HELDOUT, REFERENCE, REGULARISATION, TRAIN
 from .images import UnreadableImage, load_image
 from .looks import Look, look_at, near_pairs
-from .rows import Problem, Row
+from .rows import Row
 
 TRAINED = {TRAIN, REGULARISATION}
 """Splits whose images shape the weights; none of them may show what the others measure with."""

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..files import replaced, write_text
+from ..parsing import printable
 from ..records import SPLITS
 from .images import load_image
 from .read import ReadResult
-from .rows import printable
 
 MOST_PICTURES = 1200
 """Pictures on the page; each concept and split gets its share of them, and says how many it has."""

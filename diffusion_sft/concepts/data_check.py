@@ -13,13 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import write_json, write_table
+from ..parsing import printable
 from ..records import SPLITS, Example
 from .check import MEASURED, TRAINED
 from .config import ConceptsConfig
 from .contact_sheet import CheckedData, write_contact_sheet, write_contact_sheet_png
 from .looks import near_pairs
 from .read import ReadResult, read_concept_set
-from .rows import printable
 
 TOKEN_LIMIT = 77
 """Tokens of a caption that CLIP's text encoders see, start and end included; the rest is cut off."""

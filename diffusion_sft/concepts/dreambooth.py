@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
+from ..parsing import Problem, few, seen
 from .captions import DEFAULT_TEMPLATE, caption_of
 from .config import ConceptSourceConfig
 from .folders import folders, photos, spaced
-from .rows import Listing, Problem, Row, few, locate, seen
+from .rows import Listing, Row, locate
 
 CLASSES_FILE = "prompts_and_classes.txt"
 """Lines `subject_name,class` under a heading `Classes`, up to a heading `Prompts` (DreamBooth, Ruiz et al., 2023)."""

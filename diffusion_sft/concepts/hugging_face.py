@@ -10,10 +10,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..parsing import Problem, few, seen
 from ..records import HELDOUT
 from .cells import SPLIT_WORDS, check_columns, row_of
 from .config import ConceptSourceConfig
-from .rows import Listing, Problem, few, seen
+from .rows import Listing
 from .store import Store
 
 MARKERS = ("dataset_dict.json", "state.json")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
+from ..parsing import Problem, Record, seen
 from .cells import check_columns, row_of
 from .config import ConceptSourceConfig
-from .metadata import METADATA_FILES, Record, find_metadata, read_records
-from .rows import Listing, Problem, seen
+from .metadata import METADATA_FILES, find_metadata, read_records
+from .rows import Listing
 
 
 def read_image_folder(root: Path, config: ConceptSourceConfig) -> Listing:

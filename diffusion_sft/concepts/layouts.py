@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
+from ..parsing import few, seen
 from .config import ConceptSourceConfig
 from .dreambooth import read_dreambooth
 from .folders import folders, photos, repeats_and_name
 from .hugging_face import MARKERS, read_datasets
 from .image_folder import read_image_folder
 from .metadata import METADATA_FILES, find_metadata
-from .rows import Listing, few, seen
+from .rows import Listing
 from .shards import find_shards, read_shards
 from .sidecars import has_captions, read_kohya, read_sidecars
 from .store import Store

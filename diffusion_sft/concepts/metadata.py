@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import difflib
-import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from ..errors import UserError
-from .rows import Problem, few
+from ..parsing import Problem, Record, closest, few, json_lines, separated_lines, text_bytes
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-
-Record = tuple[str, dict[str, Any]]
-"""Where a record stands ("metadata.jsonl line 3"), and its cells."""
 
 
 def find_metadata(root: Path) -> Path | None:
@@ -56,57 +47,10 @@ def read_records(metadata: Path) -> Iterator[Record | Problem]:
     """
     if metadata.suffix == ".parquet":
         return _parquet(metadata)
-    try:
-        content = metadata.read_bytes()
-    except OSError as error:
-        raise UserError(f"{metadata}: cannot be read ({error.strerror})") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{metadata}: is UTF-16; save it as UTF-8")
-    content = content.removeprefix(codecs.BOM_UTF8)
-    return _jsonl(metadata.name, content) if metadata.suffix == ".jsonl" else _csv(metadata, content)
-
-
-def _jsonl(name: str, content: bytes) -> Iterator[Record | Problem]:
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        where = f"{name} line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            yield Problem(where=where, file="", reason="is not UTF-8 text")
-        except (ValueError, RecursionError) as error:
-            yield Problem(where=where, file="", reason=f"is not valid JSON ({error})")
-        else:
-            if isinstance(record, dict):
-                yield where, record
-            else:
-                yield Problem(where=where, file="", reason='is JSON but not an object {"file_name": ...}')
-
-
-def _csv(metadata: Path, content: bytes) -> Iterator[Record | Problem]:
-    # surrogateescape keeps undecodable bytes visible, so that only the rows that hold them are refused
-    reader = csv.reader(io.StringIO(content.decode("utf-8", errors="surrogateescape"), newline=""), strict=True)
-    header: list[str] = []
-    while True:
-        where = f"{metadata.name} line {reader.line_num + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Problem(where=where, file="", reason=f"is not valid CSV ({error})")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not header:
-            header = [cell.strip() for cell in cells]
-            if len(set(header)) < len(header):
-                raise UserError(f"{metadata}: a column name occurs twice: {few(header)}")
-        elif len(cells) != len(header):
-            yield Problem(where=where, file="", reason=f"has {len(cells)} fields where the header has {len(header)}")
-        else:
-            yield where, dict(zip(header, cells, strict=True))
+    content = text_bytes(metadata)
+    if metadata.suffix == ".jsonl":
+        return json_lines(metadata.name, content, '{"file_name": ...}')
+    return separated_lines(metadata, content)
 
 
 def _parquet(metadata: Path) -> Iterator[Record | Problem]:
@@ -122,9 +66,3 @@ def _parquet(metadata: Path) -> Iterator[Record | Problem]:
         raise UserError(f"{metadata}: not a readable parquet file ({' '.join(str(error).split())})") from None
     for number, record in enumerate(table.to_pylist(), start=1):
         yield f"{metadata.name} row {number}", record
-
-
-def closest(word: str, names: Sequence[str], cutoff: float) -> list[str]:
-    """The name nearest to the word, whatever the case of either; empty where none is that close."""
-    by_lower = {name.lower(): name for name in names}
-    return [by_lower[near] for near in difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=cutoff)]

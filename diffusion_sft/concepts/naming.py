@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
+from ..parsing import few
 from ..records import Concept
-from .rows import Row, few
+from .rows import Row
 
 _RESERVED = {"concept", "words", "exposure"}
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from ..errors import UserError
+from ..parsing import Problem, printable, problems_table, problems_text
 from ..records import HELDOUT, REGULARISATION, ConceptSet, Example
 from .check import (
     drop_contradictions,
@@ -23,7 +24,7 @@ from .config import ConceptsConfig, ConceptSourceConfig
 from .layouts import read_source
 from .looks import Look
 from .naming import concepts_of
-from .rows import Problem, Row, printable
+from .rows import Row
 from .splits import Splits, assign_splits, lend_references
 from .store import Store, image_store
 
@@ -40,8 +41,7 @@ class ReadResult:
 
     def problems_table(self) -> pd.DataFrame:
         """One row per skipped row or file: where, file, reason."""
-        rows = [(problem.where, problem.file, problem.reason) for problem in self.problems]
-        return pd.DataFrame(rows, columns=["where", "file", "reason"], dtype=str)
+        return problems_table(self.problems)
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ def read_concept_set(config: ConceptsConfig, *, keep_alike: bool = False) -> Rea
         rows, bad = drop_near_leaks(rows, found.splits, found.sets, found.looks)
         found.problems += bad
     if found.problems and config.on_bad == "stop":
-        raise UserError(_problems_text(_title(config), found.problems))
+        raise UserError(problems_text(_title(config), found.problems))
     splits, notes = lend_references(rows, {row.id: found.splits[row.id] for row in rows})
     found.rows, found.splits = rows, splits
     _check_rest(found, config)
@@ -171,11 +171,3 @@ def _examples(rows: list[Row], splits: Splits) -> tuple[Example, ...]:
         for row in rows
         for split in splits[row.id]
     )
-
-
-def _problems_text(title: str, problems: list[Problem], limit: int = 20) -> str:
-    lines = [f"  {problem}" for problem in problems[:limit]]
-    if len(problems) > limit:
-        lines.append(f"  and {len(problems) - limit} more")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{title}: {count}; mend them, or set on_bad=skip to go on without these rows:", *lines])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ..parsing import Problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -24,19 +26,6 @@ class Row:
     words: str = ""
     exposure: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A row or file that cannot be used: where it stands, which file it is about ("" for none), and why."""
-
-    where: str
-    file: str
-    reason: str
-
-    def __str__(self) -> str:
-        place = ", ".join(part for part in (self.where, "" if self.file == self.where else self.file) if part)
-        return printable(f"{place}: {self.reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +60,3 @@ def locate(root: Path, name: str) -> tuple[str, Path]:
     if not resolved.is_relative_to(root.resolve()):
         raise ValueError(f"is a symbolic link to a place outside the set's folder ({resolved})")
     return relative.as_posix(), path
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped, so that a hostile name cannot drive the user's terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def few(names: list[str], limit: int = 10) -> str:
-    """The first names, comma-separated, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return printable(", ".join(names[:limit])) + more
-
-
-def seen(folder: Path) -> str:
-    """The names in a folder, for messages that say what was found instead of what was looked for."""
-    return few(sorted(path.name for path in folder.iterdir())) or "nothing"

@@ -17,11 +17,12 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..parsing import Problem, few, seen
 from .captions import CAPTION_SUFFIXES, agreed, caption_text
 from .cells import check_columns, row_of
 from .config import ConceptSourceConfig
 from .folders import IMAGE_SUFFIXES
-from .rows import Listing, Problem, few, seen
+from .rows import Listing
 from .store import Store
 
 PICKLES = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".npy", ".npz")

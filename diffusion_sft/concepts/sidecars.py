@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..parsing import Problem, few, seen
 from .captions import CAPTION_SUFFIXES, agreed, caption_or_template, read_caption
 from .config import ConceptSourceConfig
 from .folders import folders, photos, repeats_and_name, spaced
-from .rows import Listing, Problem, Row, few, locate, seen
+from .rows import Listing, Row, locate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+from ..parsing import few
 from ..records import HELDOUT, REFERENCE, REGULARISATION, TRAIN, identity_seed
 from .config import ConceptsConfig
-from .rows import Row, few
+from .rows import Row
 
 SHARING_BELOW = 6
 """Concepts with fewer images than this use the same images as held-out and as reference."""
