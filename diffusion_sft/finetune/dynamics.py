@@ -1,46 +1,20 @@
 """accuracy = β0 + β_kn·N_kn/|D| + β_unk·N_unk/|D|: what fitting known and Unknown examples does to accuracy.
 
-N_kn and N_unk count the fitted training examples at one evaluation (Gekhman et al., 2024, section 5, equation 1).
+N_kn and N_unk count the fitted training examples at one evaluation (Gekhman et al., 2024, section 4.4, equation 1).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
-import numpy as np
 import pandas as pd
-from scipy import stats
 
+from ..numerics import linear_model
+from ..numerics.linear_model import Coefficient, Dynamics
 from ..records import UNKNOWN
 from .evaluations import TRAINED, UNTOUCHED
 
+__all__ = ["COLUMNS", "Coefficient", "Dynamics", "dynamics_points", "fit_dynamics"]
+
 COLUMNS = ["update", "fitted_known_share", "fitted_unknown_share", "accuracy"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coefficient:
-    """A least-squares coefficient and its interval; NaN where the data cannot tell it."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dynamics:
-    """The fitted linear model."""
-
-    intercept: Coefficient
-    known: Coefficient
-    unknown: Coefficient
-    r_squared: float
-    num_points: int
-    confidence: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested values, for JSON."""
-        return asdict(self)
 
 
 def dynamics_points(evaluations: pd.DataFrame, role: str = UNTOUCHED) -> pd.DataFrame:
@@ -69,27 +43,7 @@ def fit_dynamics(points: pd.DataFrame, *, confidence: float = 0.95) -> Dynamics:
     evaluations of one run are not: read them as too narrow. A coefficient that the points cannot tell (a share that
     never changes, or changes in proportion with the other; three points or fewer) is NaN.
     """
-    design = np.column_stack([np.ones(len(points)), points.fitted_known_share, points.fitted_unknown_share])
-    accuracy = points.accuracy.to_numpy(float)
-    freedom = len(points) - 3
-    if freedom < 1 or np.linalg.matrix_rank(design) < 3:
-        blank = Coefficient(estimate=np.nan, low=np.nan, high=np.nan)
-        fields = {"intercept": blank, "known": blank, "unknown": blank}
-        return Dynamics(**fields, r_squared=np.nan, num_points=len(points), confidence=confidence)
-    solution = np.linalg.lstsq(design, accuracy, rcond=None)[0]
-    residual = float(np.sum((accuracy - design @ solution) ** 2))
-    total = float(np.sum((accuracy - accuracy.mean()) ** 2))
-    errors = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * residual / freedom)
-    reach = stats.t.ppf(0.5 + confidence / 2, freedom) * errors
-    intercept, known, unknown = (
-        Coefficient(estimate=float(b), low=float(b - r), high=float(b + r))
-        for b, r in zip(solution, reach, strict=True)
+    known, unknown, accuracy = (
+        points[name].to_numpy(float) for name in ("fitted_known_share", "fitted_unknown_share", "accuracy")
     )
-    return Dynamics(
-        intercept=intercept,
-        known=known,
-        unknown=unknown,
-        r_squared=1.0 - residual / total if total > 0 else float("nan"),
-        num_points=len(points),
-        confidence=confidence,
-    )
+    return linear_model.fit_dynamics(known, unknown, accuracy, confidence=confidence)

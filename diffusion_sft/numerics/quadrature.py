@@ -55,6 +55,8 @@ ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
         "common_control": Estimator(levels="independent", antithetic=False, common=True, control=True),
     }
 )
+EXEMPLARS = Estimator(levels="independent", antithetic=False, common=True, control=False)
+"""Of questions in words, which have no levels: a draw is a set of exemplars, the same before every cue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class Levels:
 
 def estimator_named(name: str) -> Estimator:
     """The estimator of this name; ValueError naming the known ones."""
+    if name == "exemplars":
+        return EXEMPLARS
     if name not in ESTIMATORS:
         raise ValueError(f"estimator {name!r} is none of {', '.join(ESTIMATORS)}")
     return ESTIMATORS[name]

@@ -34,6 +34,20 @@ def wilson(num_successes: int, num_trials: int, confidence: float = 0.95) -> Int
     return Interval(value=num_successes / num_trials, low=float(ends.low), high=float(ends.high))
 
 
+def student_mean(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The mean of independent values and Student's interval, mean ± t s / sqrt(n) with n - 1 degrees of freedom.
+
+    The ends are NaN for one value, and where all are equal: values that happen to agree do not show their spread.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    mean = float(values.mean()) if len(values) else math.nan
+    spread = float(values.std(ddof=1)) if len(values) > 1 and np.ptp(values) > 0 else math.nan
+    reach = (
+        float(stats.t.ppf((1 + confidence) / 2, max(len(values) - 1, 1))) * spread / math.sqrt(max(len(values), 1))
+    )
+    return Interval(value=mean, low=mean - reach, high=mean + reach)
+
+
 def bootstrap_mean(
     values: np.ndarray, groups: Sequence[str | int], *, num_bootstrap: int, seed: int, confidence: float = 0.95
 ) -> Interval:
