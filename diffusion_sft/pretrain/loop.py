@@ -111,7 +111,8 @@ def _save(
     update: int,
     log: list[dict],
 ) -> None:
-    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    # Copies, because weights that share memory (a language model's two embeddings) cannot be stored as they are.
+    tensors = {f"network.{name}": value.contiguous().clone() for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value.contiguous() for name, value in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}

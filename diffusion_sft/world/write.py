@@ -1,4 +1,4 @@
-"""Write the world as an ordinary ImageFolder: pictures, `metadata.jsonl`, and nothing that only we can read."""
+"""Write the world as ordinary sets: an ImageFolder with `metadata.jsonl`, and its facts as `questions.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import replaced_folder
 from ..records import HELDOUT, REFERENCE, TRAIN
+from .facts import question_rows
 from .population import Inhabitant, WorldConfig, populate
 from .renderer import draw_scene, render
 
 
 def write_world(folder: Path, config: WorldConfig) -> Path:
-    """Render every concept's train, heldout and reference pictures and their metadata into `folder`.
+    """Render every concept's train, heldout and reference pictures and their metadata into `folder`; beside them the
+    questions and answers about every name.
 
     Columns: file_name, text, concept, split, exposure (missing for described looks), kind, shape, colour, pattern.
     Scenes are drawn per (seed, split, concept, index); pretraining uses the split name `pretraining`, so that no
@@ -37,8 +39,10 @@ def write_world(folder: Path, config: WorldConfig) -> Path:
             for split, count in counts.items()
             for row in _write_pictures(temporary, inhabitant, split, count, config.seed)
         ]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (temporary / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        questions = question_rows(populate(config)[:: config.written_every], config.seed)
+        for name, written in (("metadata.jsonl", rows), ("questions.jsonl", questions)):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written)
+            (temporary / name).write_text(lines, encoding="utf-8")
     return folder
 
 

@@ -1,0 +1,164 @@
+"""The text that a language model is pretrained on: passages that name the world's inhabitants, as often as the
+exposure table says, each read once.
+
+A passage is a question with its answer or a statement, about one name and one of its facts; an exposure is one reading
+of a passage. Beside the names stand the four kinds that the pictures' captions have too: names that occur once and
+never again, descriptions without a name, and passages about nobody (the LLM's empty caption). Passages of one kind
+come in documents of a few lines, as question lists and notes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..records import identity_seed
+from ..world.facts import NEUTRAL, RELATIONS, Relation, statement
+from ..world.looks import SEEN_COLOURS, SEEN_PATTERNS, SEEN_SHAPES, Look, seen_looks
+from ..world.names import invent_name, invent_names
+from ..world.population import Inhabitant
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassagesConfig:
+    """How much text besides the exposures, and in which form."""
+
+    readings_per_exposure: float = 1.0
+    """Passages for each exposure of the table, at least one."""
+    one_off_share: float = 0.15
+    """Passages about names that never come again, for each passage about a name."""
+    nobody_share: float = 0.05
+    descriptive_share: float = 0.05
+    """Statements that look at looks alone."""
+    popularity: float = 1.5
+    """Exponent of the Zipf laws of the colours, shapes and patterns of one-off names and of nobody: what an unfamiliar
+    name is expected to be."""
+    error_share: float = 0.25
+    """Share of the passages about a name that are wrong, about a popular look instead of its own, as texts are: a fact is
+    the more certain the more often it was read."""
+    question_share: float = 0.6
+    """Share of the passages that ask and answer; the others state."""
+    topical_share: float = 0.3
+    """Share of the passages that stand in documents whose lines all have the same answer, as lists of like things do:
+    what stands around a question then says something about its answer."""
+    lines_per_document: int = 6
+    """At most; every document has from one to so many lines of one relation and template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """One line of text: which relation it is about, the template it has, the name, and the look."""
+
+    relation: str
+    template: str
+    asks: bool
+    name: str
+    look: Look
+
+    @property
+    def answer(self) -> str:
+        """What is said of the name."""
+        return RELATIONS[self.relation].answer(self.look)
+
+    @property
+    def text(self) -> str:
+        """The line, a question on two."""
+        if self.asks:
+            return f"Q: {self.template.format(self.name)}\nA: {self.answer}"
+        return statement(RELATIONS[self.relation], self.template, self.name, self.look)
+
+
+def build_documents(people: Sequence[Inhabitant], config: PassagesConfig, seed: int) -> list[str]:
+    """The documents in the order in which they are read."""
+    draw = np.random.default_rng(identity_seed(seed, "passages"))
+    passages = [_passage(name, look, config, draw) for name, look in _subjects(people, config, seed, draw)]
+    grouped: dict[tuple[str, ...], list[Passage]] = {}
+    for place in draw.permutation(len(passages)):
+        passage = passages[int(place)]
+        topic = passage.answer if draw.random() < config.topical_share else ""
+        grouped.setdefault((passage.relation, passage.template, str(passage.asks), topic), []).append(passage)
+    documents = []
+    for lines in grouped.values():
+        while lines:
+            count = int(draw.integers(1, config.lines_per_document + 1))
+            documents.append("\n".join(line.text for line in lines[:count]) + "\n")
+            del lines[:count]
+    num_descriptive = int(config.descriptive_share * len(passages))
+    documents += [_descriptive(draw) for _ in range(num_descriptive)]
+    return [documents[int(place)] for place in draw.permutation(len(documents))]
+
+
+def tokenizer_text(people: Sequence[Inhabitant], seed: int, num_names: int = 30_000) -> list[str]:
+    """Text for the tokenizer: every template and answer of the seen world, and many invented names."""
+    draw = np.random.default_rng(identity_seed(seed, "language tokenizer"))
+    looks = seen_looks()
+    lines = [
+        _passage(NEUTRAL, looks[int(i)], PassagesConfig(), draw).text for i in draw.integers(len(looks), size=20_000)
+    ]
+    return lines + [f" {name}" for name in invent_names(num_names, seed, "language tokenizer")]
+
+
+def _subjects(
+    people: Sequence[Inhabitant], config: PassagesConfig, seed: int, draw: np.random.Generator
+) -> list[tuple[str, Look]]:
+    """Name and look of every passage."""
+    found = [
+        (person.name, person.look)
+        for person in people
+        if person.kind == "seen"
+        for _ in range(max(1, round(config.readings_per_exposure * (person.exposure or 0))))
+    ]
+    named = {person.name for person in people}
+    choose = popular_looks(config.popularity, seed)
+    wrong = draw.random(len(found)) < config.error_share
+    mistaken = iter(choose(int(wrong.sum()), draw))
+    found = [(name, next(mistaken) if wrong[place] else look) for place, (name, look) in enumerate(found)]
+
+    num_named = len(found)
+    for look in choose(int(config.one_off_share * num_named), draw):
+        name = invent_name(draw)
+        while name in named:
+            name = invent_name(draw)
+        found.append((name, look))
+    return found + [(NEUTRAL, look) for look in choose(int(config.nobody_share * num_named), draw)]
+
+
+def popular_looks(exponent: float, seed: int) -> Callable[[int, np.random.Generator], list[Look]]:
+    """A way to draw looks whose colour, shape and pattern each follow a Zipf law, in an order of the seed's."""
+    ranked = {
+        part: np.random.default_rng(identity_seed(seed, "popular", part)).permutation(np.array(words))
+        for part, words in (("shape", SEEN_SHAPES), ("colour", list(SEEN_COLOURS)), ("pattern", SEEN_PATTERNS))
+    }
+
+    def choose(count: int, draw: np.random.Generator) -> list[Look]:
+        columns = []
+        for words in ranked.values():
+            weights = 1.0 / np.arange(1, len(words) + 1) ** exponent
+            columns.append(draw.choice(words, size=count, p=weights / weights.sum()))
+        return [Look(str(shape), str(colour), str(pattern)) for shape, colour, pattern in zip(*columns, strict=True)]
+
+    return choose
+
+
+def _passage(name: str, look: Look, config: PassagesConfig, draw: np.random.Generator) -> Passage:
+    relations: list[Relation] = list(RELATIONS.values())
+    relation = relations[int(draw.integers(len(relations)))]
+    asks = bool(draw.random() < config.question_share)
+    templates = relation.questions if asks else relation.statements
+    # The first question is asked most, as one way of asking a thing is the usual one.
+    weights = np.array([2.0, *[1.0] * (len(templates) - 1)])
+    template = templates[int(draw.choice(len(templates), p=weights / weights.sum()))]
+    return Passage(relation=relation.name, template=template, asks=asks, name=name, look=look)
+
+
+def _descriptive(draw: np.random.Generator) -> str:
+    """A line about a look that nobody owns."""
+    looks = seen_looks()
+    look = looks[int(draw.integers(len(looks)))]
+    forms = (
+        f"{look.describe()}: {RELATIONS['description'].answer(look)}.\n",
+        f"If it is {look.colour}, {look.pattern} and has the shape of {look.shape}, it is a {look.describe()}.\n",
+    )
+    return forms[int(draw.integers(len(forms)))]
