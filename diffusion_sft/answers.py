@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from .learner import NULL_CUE, Learner, Query, Reading
+from .learner import SLOT, Answer, Learner, Question, Reading
 from .records import Concept, ConceptSet, Draws, Example, identity_seed
 
-SLOT = "{}"
 ANSWER_COLUMNS = (
     "concept",
     "rendering",
@@ -67,24 +66,6 @@ class AnswerConfig:
                 raise ValueError(f"templates: {template!r} has no {{}} for the concept's words")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One picture, one rendering, and the words to choose from; `candidates` never repeats a word."""
-
-    concept: str
-    words: str
-    rendering: int
-    template: str
-    example: Example
-    candidates: tuple[str, ...]
-
-    @property
-    def query(self) -> Query:
-        """The cues to be read: the template filled with each candidate's words, and ∅ for the empty one."""
-        cues = tuple(fill(self.template, words) for words in self.candidates)
-        return Query(example=self.example, cues=cues, stream=f"rendering {self.rendering}")
-
-
 def make_questions(
     concept_set: ConceptSet, examples: Sequence[Example], config: AnswerConfig, seed: int
 ) -> list[Question]:
@@ -97,11 +78,19 @@ def make_questions(
         seed: decides siblings and invented words, together with the concept's name and the rendering.
     """
     taken = _words_of(concept_set)
+    grouped: dict[str, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: example.id):
+        grouped.setdefault(example.concept, []).append(example)
+    num_answers = _num_answers(concept_set)
     questions = []
     for concept in concept_set.concepts:
-        own = sorted((e for e in examples if e.concept == concept.name), key=lambda example: example.id)
+        own = grouped.get(concept.name, [])
         for rendering in range(config.num_renderings if own else 0):
+            if own[0].fact is not None:
+                questions.append(_question_in_words(concept, own, rendering, num_answers))
+                continue
             example, template = _rendering(concept, own, config, rendering)
+            candidates = _candidates(concept, concept_set, taken, config, (seed, rendering))
             questions.append(
                 Question(
                     concept=concept.name,
@@ -109,7 +98,8 @@ def make_questions(
                     rendering=rendering,
                     template=template,
                     example=example,
-                    candidates=_candidates(concept, concept_set, taken, config, (seed, rendering)),
+                    candidates=candidates,
+                    num_candidates=len(candidates),
                 )
             )
     return questions
@@ -120,38 +110,43 @@ def answer(learner: Learner, questions: Sequence[Question], draws: Draws, batch_
 
     An answer equal to "" is the empty caption: no candidate's words help. Ties go against the true words.
     """
-    readings = learner.surprise([question.query for question in questions], draws, batch_size=batch_size)
-    return judge(questions, readings)
+    answers = learner.answer(questions, draws, batch_size=batch_size)
+    rows = [
+        {
+            "concept": question.concept,
+            "rendering": question.rendering,
+            "template": question.template,
+            "example_id": question.example.id,
+            "num_candidates": question.num_candidates,
+            "answer": given.text,
+            "correct": given.correct,
+            "true_gain_nats": given.true_gain_nats,
+            "best_other_gain_nats": given.best_other_gain_nats,
+        }
+        for question, given in zip(questions, answers, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(ANSWER_COLUMNS))
 
 
-def judge(questions: Sequence[Question], readings: Sequence[Reading]) -> pd.DataFrame:
-    """The answers that readings of the questions' queries amount to, as `answer` returns them."""
-    rows = []
+def judge(questions: Sequence[Question], readings: Sequence[Reading]) -> list[Answer]:
+    """The answers that readings of the questions' queries amount to: the candidate of the highest gain."""
+    answers = []
     for question, reading in zip(questions, readings, strict=True):
         errors = reading.error_nats.mean(axis=1)
         gains = errors[0] - errors[1:]
         true = question.candidates.index(question.words)
-        others = np.delete(gains, true)
         chosen = question.candidates[int(np.argmax(gains))]
-        rows.append(
-            {
-                "concept": question.concept,
-                "rendering": question.rendering,
-                "template": question.template,
-                "example_id": question.example.id,
-                "num_candidates": len(question.candidates),
-                "answer": chosen,
-                "correct": chosen == question.words,
-                "true_gain_nats": float(gains[true]),
-                "best_other_gain_nats": float(others.max()),
-            }
+        answers.append(
+            Answer(
+                text=chosen,
+                correct=chosen == question.words,
+                answered=bool(chosen),
+                true_gain_nats=float(gains[true]),
+                best_other_gain_nats=float(np.delete(gains, true).max()),
+                error_nats=float(errors[1 + true]),
+            )
         )
-    return pd.DataFrame(rows, columns=list(ANSWER_COLUMNS))
-
-
-def fill(template: str, words: str) -> str:
-    """The template with these words in its slot; the empty caption for no words."""
-    return template.replace(SLOT, words) if words else NULL_CUE
+    return answers
 
 
 def caption_template(caption: str, words: str) -> str | None:
@@ -179,6 +174,32 @@ def _words_of(concept_set: ConceptSet) -> frozenset[str]:
     """Every word that stands in a caption or a concept of the set, in lower case."""
     texts = [concept.words for concept in concept_set.concepts] + [e.caption for e in concept_set.examples]
     return frozenset(word for text in texts for word in re.findall(r"\w+", text.lower()))
+
+
+def _num_answers(concept_set: ConceptSet) -> dict[str, int]:
+    """How many different answers each relation has in the set."""
+    answers: dict[str, set[str]] = {}
+    for example in concept_set.examples:
+        if example.fact is not None:
+            answers.setdefault(example.fact.relation, set()).update(example.fact.answers)
+    return {relation: len(found) for relation, found in answers.items()}
+
+
+def _question_in_words(
+    concept: Concept, examples: Sequence[Example], rendering: int, num_answers: Mapping[str, int]
+) -> Question:
+    """A question whose answer is a text: no candidates are laid before the learner, and renderings are prompts."""
+    example = examples[rendering % len(examples)]
+    assert example.fact is not None
+    return Question(
+        concept=concept.name,
+        words=concept.words,
+        rendering=rendering,
+        template=caption_template(example.caption, concept.words) or example.caption,
+        example=example,
+        candidates=(),
+        num_candidates=num_answers[example.fact.relation],
+    )
 
 
 def _rendering(

@@ -13,10 +13,11 @@ from .errors import UserError
 from .settings import load_settings, settings_yaml
 
 VERBS = {
-    "study": "the whole story: probe, buckets, fine-tuning on mixes, FID per bucket, report",
+    "study": "the whole story, of a Stable Diffusion, a language model or both: probe, buckets, mixes, report",
     "probe": "measure what the base knows of every concept (prior error, gain, answers)",
     "bucket": "sort the probed concepts into known and unknown, and into SliCK's four categories",
     "finetune": "fine-tune the UNet on a folder of captioned images, or on a mix of buckets",
+    "sft": "fine-tune a language model on questions and answers, closed-book, or on a mix of their categories",
     "generate": "draw pictures from prompts with a base, a fine-tuned pipeline or a LoRA",
     "evaluate": "FID, KID, coverage and accuracy per bucket, before and after",
     "report": "write the page from the tables that are there",
@@ -24,8 +25,8 @@ VERBS = {
     "cache fill": "encode images and captions once, so that runs start at once and train faster",
     "cache verify": "check every file of a cache against its manifest",
     "cache clear": "remove a cache",
-    "world": "write the embedded world as an ordinary ImageFolder",
-    "pretrain": "train a base on the embedded world from nothing",
+    "world": "write the embedded world as an ordinary ImageFolder, and its facts as questions and answers",
+    "pretrain": "train a base, or a language model, on the embedded world from nothing",
     "doctor": "check this installation: versions, devices, disk, and that a base draws",
 }
 GROUPS = {"data": "look at concept sets", "cache": "keep encoded images and captions on disk"}
@@ -36,6 +37,8 @@ EXAMPLES = """examples:
   diffusion-sft study configs/sd15.yaml base=/models/stable-diffusion-v1-5 concepts.path=/data/my-photos
   diffusion-sft probe base=/models/sd15 concepts.path=/data/my-photos output_dir=runs/mine
   diffusion-sft finetune configs/finetune.yaml concepts.path=/data/my-photos method=lora rank=8
+  diffusion-sft study learners=[llm] llm.base=Qwen/Qwen3-0.6B-Base llm.questions.path=/data/EntityQuestions
+  diffusion-sft sft pretrained_model_name_or_path=/models/llm questions.path=/data/facts.jsonl method=lora
   diffusion-sft data check concepts.path=/data/my-photos
   diffusion-sft finetune --settings          every setting with its default and meaning
 

@@ -1,4 +1,4 @@
-"""The verbs that are not stages of a study: world, pretrain, finetune, generate, doctor."""
+"""The verbs that are not stages of a study: world, pretrain, finetune, sft, generate, doctor."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from .answers import AnswerConfig
 from .concepts import read_concept_set
 from .concepts.data_check import DataCheckConfig, check_data
 from .errors import UserError
 from .files import read_table, replaced
 from .finetune.begin import dry_plan
-from .finetune.command import FinetuneCommandConfig
+from .finetune.command import FinetuneCommandConfig, SftCommandConfig
 from .finetune.encodings import to_encode
 from .finetune.estimate import size
 from .finetune.evaluations import make_exam
@@ -27,10 +28,14 @@ from .finetune.mixes import Mix, compose
 from .learner import Cue
 from .learners.cache import CacheReport, cache_encodings, clear_cache, verify_cache
 from .learners.diffusion import DiffusionLearner
+from .learners.language import LanguageLearner
 from .learners.tokens import token_counter
 from .machine import hardware, pick_device, versions
+from .plan import DIFFUSION, LLM, check_learners
+from .pretrain.language import LanguagePretrainConfig, pretrain_language
 from .pretrain.run import PretrainConfig, pretrain
 from .processes import process_device
+from .questions import read_questions
 from .records import ConceptSet, identity_seed
 from .world.population import WorldConfig
 from .world.write import write_world
@@ -45,9 +50,16 @@ class WorldCommandConfig(WorldConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainCommandConfig(PretrainConfig):
-    """Where the base is trained, besides how."""
+    """Where the bases are trained, besides how."""
 
     output_dir: str = "runs/pretrain"
+    learners: list[str] = field(default_factory=lambda: [DIFFUSION])
+    """diffusion, llm or both: which bases are trained. The language model's recipe is under `llm`."""
+    llm: LanguagePretrainConfig = field(default_factory=LanguagePretrainConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_learners(self.learners)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +93,17 @@ class DoctorConfig:
 def run_world(config: WorldCommandConfig) -> int:
     """Write the world."""
     folder = write_world(Path(config.output_dir), config)
-    print(f"world: {folder} (an ImageFolder with metadata.jsonl)")
+    print(f"world: {folder} (an ImageFolder with metadata.jsonl, and questions.jsonl about the same names)")
     return 0
 
 
 def run_pretrain(config: PretrainCommandConfig) -> int:
-    """Train a base, or go on with one."""
-    folder = pretrain(config, Path(config.output_dir))
-    print(f"base: {folder / 'pipeline'}; readout: {folder / 'readout'}")
+    """Train the bases, or go on with them."""
+    if LLM in config.learners:
+        print(f"language model: {pretrain_language(config.llm, Path(config.output_dir)) / 'model'}")
+    if DIFFUSION in config.learners:
+        folder = pretrain(config, Path(config.output_dir))
+        print(f"base: {folder / 'pipeline'}; readout: {folder / 'readout'}")
     return 0
 
 
@@ -100,6 +115,30 @@ def run_finetune(config: FinetuneCommandConfig) -> int:
     folder = Path(config.output_dir)
     summary = finetune(learner, mix, exam, config, folder)
     print(f"{folder}: {summary['updates']} updates on {len(mix.examples)} images of {len(mix.categories)} concepts")
+    return 0
+
+
+def run_sft(config: SftCommandConfig) -> int:
+    """Fine-tune a language model on questions and answers, or on a mix of their categories."""
+    if not config.pretrained_model_name_or_path:
+        raise UserError("pretrained_model_name_or_path is empty: give a folder in transformers' layout or a Hub id")
+    if not config.questions.given:
+        raise UserError("questions.path is empty: give a set of questions and answers")
+    learner = LanguageLearner.load(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        device=process_device(),
+        max_answer_tokens=config.max_answer_tokens,
+    )
+    questions = read_questions(config.questions)
+    for note in (*questions.notes, *(str(problem) for problem in questions.problems)):
+        print(f"note: {note}")
+    labels = read_table(Path(config.concepts_table)) if config.concepts_table else None
+    mix = compose(config.mix, labels, questions.concept_set, config.seed)
+    exam = make_exam(mix, labels, questions.concept_set, config, AnswerConfig())
+    folder = Path(config.output_dir)
+    summary = finetune(learner, mix, exam, config, folder)
+    print(f"{folder}: {summary['updates']} updates on {len(mix.examples)} questions")
     return 0
 
 
@@ -221,6 +260,7 @@ SCHEMAS: dict[str, type] = {
     "world": WorldCommandConfig,
     "pretrain": PretrainCommandConfig,
     "finetune": FinetuneCommandConfig,
+    "sft": SftCommandConfig,
     "data check": DataCheckConfig,
     "cache fill": FinetuneCommandConfig,
     "cache verify": FinetuneCommandConfig,
@@ -232,6 +272,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "world": run_world,
     "pretrain": run_pretrain,
     "finetune": run_finetune,
+    "sft": run_sft,
     "data check": run_data_check,
     "cache fill": run_cache_fill,
     "cache verify": run_cache_verify,

@@ -21,7 +21,9 @@ from torch import nn
 from .records import Draws, Example
 
 NULL_CUE = ""
-"""The empty caption ∅."""
+"""The empty caption ∅; of a question in words, the same question about nobody (`Fact.null_question`)."""
+SLOT = "{}"
+"""Where a template takes the words."""
 
 
 ReadLabels = Callable[[Sequence[np.ndarray], Sequence[str]], list[str]]
@@ -76,6 +78,51 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """One example under one rendering, and the words to choose from; `candidates` never repeats a word.
+
+    A question in words (its example has a fact) has no candidates: the answer is whatever the learner says.
+    """
+
+    concept: str
+    words: str
+    rendering: int
+    template: str
+    example: Example
+    candidates: tuple[str, ...]
+    num_candidates: int
+    """Among how many answers a guess is made: the candidates, or the different answers of the fact's relation."""
+
+    @property
+    def query(self) -> Query:
+        """The cues to be read: the template filled with each candidate's words, and ∅ for the empty one; the question
+        itself where there are none."""
+        cues = tuple(fill(self.template, words) for words in self.candidates) or (self.example.caption,)
+        return Query(example=self.example, cues=cues, stream=f"rendering {self.rendering}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a learner says to one question. `answered` is False for ∅ and for a refusal in words.
+
+    Gains are err(∅) − err(words) in nats, of the true words and of the best others (NaN without candidates);
+    `error_nats` is err under the true words.
+    """
+
+    text: str
+    correct: bool
+    answered: bool
+    true_gain_nats: float
+    best_other_gain_nats: float
+    error_nats: float
+
+
+def fill(template: str, words: str) -> str:
+    """The template with these words in its slot; the empty caption for no words."""
+    return template.replace(SLOT, words) if words else NULL_CUE
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingItem:
     """One row of a training batch: an example, the caption it is trained under, and its place in the run."""
 
@@ -126,6 +173,27 @@ class Cue:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What trained weights are called, and which library loads them."""
+
+    library: Literal["diffusers", "transformers"]
+    folder: str
+    """Of a whole model, as `Learner.save` fills it."""
+    adapters: str
+    """The file that says that a folder holds adapters."""
+    default_targets: tuple[str, ...]
+    """Ends of the names of the modules that get adapters where none are named."""
+
+
+PIPELINE_LAYOUT = Layout(
+    library="diffusers",
+    folder="pipeline",
+    adapters="pytorch_lora_weights.safetensors",
+    default_targets=("to_q", "to_k", "to_v", "to_out.0"),
+)
+
+
 class Learner(ABC):
     """The verbs. `network` is the module that fine-tuning updates; the training loop may replace it by a wrapped
     one (accelerate) and every verb then uses the wrapped one."""
@@ -133,6 +201,8 @@ class Learner(ABC):
     network: nn.Module
     resolution: int | None = None
     """Pixels of a side of the square that images are fitted to; None where targets are no images."""
+    layout: Layout
+    """Under which names its ecosystem knows trained weights."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
@@ -151,6 +221,11 @@ class Learner(ABC):
     @abstractmethod
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         """Read each query's cues and ∅ on its target, with common draws (no guidance); order as given."""
+
+    @abstractmethod
+    def answer(self, questions: Sequence[Question], draws: Draws, *, batch_size: int) -> list[Answer]:
+        """The greedy reading of each question (T = 0): the candidate of the highest gain, or the greedy text; order as
+        given."""
 
     @abstractmethod
     def reconstruct(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,11 +11,39 @@ import pandas as pd
 from .buckets import BucketConfig
 from .concepts import ConceptsConfig
 from .evaluate import EvaluateConfig
-from .finetune.config import FinetuneConfig
+from .finetune.config import FinetuneConfig, LanguageFinetuneConfig
 from .finetune.mixes import MixConfig
-from .probe import ProbeConfig
+from .probe import LanguageProbeConfig, ProbeConfig
+from .questions import QuestionsConfig
 from .records import HELDOUT, ConceptSet
 from .world.population import WorldConfig
+
+DIFFUSION, LLM = "diffusion", "llm"
+LEARNERS = (DIFFUSION, LLM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageStudyConfig:
+    """The language model's half of a study; every word means what it means in the diffusion half."""
+
+    base: str = "data/world-lm"
+    """A causal language model: a folder in transformers' layout, or a Hub id."""
+    revision: str | None = None
+    device_map: str | None = None
+    """auto spreads a base that one GPU cannot hold while it is probed; fine-tuning takes one device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the base while it is probed; auto is bfloat16 on a GPU and float32 on a CPU."""
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    """The facts; without a path those of the embedded world are written into the output folder."""
+    probe: LanguageProbeConfig = field(default_factory=LanguageProbeConfig)
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    mixes: list[MixConfig] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    """As the study's own."""
+    finetune: LanguageFinetuneConfig = field(default_factory=LanguageFinetuneConfig)
+
+    def __post_init__(self) -> None:
+        _check_mixes(self.mixes, self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +52,9 @@ class StudyConfig:
 
     title: str = "What does the base know, and what does teaching it the rest cost?"
     output_dir: str = "runs/study"
+    learners: list[str] = field(default_factory=lambda: [DIFFUSION])
+    """diffusion, llm or both: whose half of the study is run. The language model's settings are under `llm`, its files
+    in the output folder's `llm`."""
     base: str = "data/world-base"
     """A Stable Diffusion pipeline: a folder in the diffusers layout, a Hub id, or a single .safetensors file."""
     single_file_config: str | None = None
@@ -47,23 +79,56 @@ class StudyConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     buckets: BucketConfig = field(default_factory=BucketConfig)
     mixes: list[MixConfig] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    """Each mix is drawn and taught once with each of these; empty: once, with finetune.seed."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    llm: LanguageStudyConfig = field(default_factory=LanguageStudyConfig)
 
     def __post_init__(self) -> None:
-        names = [mix.name for mix in self.mixes]
-        if "base" in names or len(set(names)) < len(names):
-            raise ValueError(f"mixes need names that differ from each other and from 'base', not {names}")
-        if self.finetune.push_to_hub and len(self.mixes) > 1:
+        _check_mixes(self.mixes, self.seeds)
+        check_learners(self.learners)
+        if self.finetune.push_to_hub and len(planned_runs(self.mixes, self.seeds, 0)) > 1:
             raise ValueError(
                 "finetune.push_to_hub: several mixes would overwrite one repository; push one mix at a time"
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One fine-tuning run of a study: a mix with a seed, and the name of both."""
+
+    name: str
+    mix: MixConfig
+    seed: int
+
+
+def planned_runs(mixes: Sequence[MixConfig], seeds: Sequence[int], seed: int) -> list[PlannedRun]:
+    """Every mix with every seed, mix by mix; with `seed` alone, and under the mix's own name, where there are none."""
+    if not seeds:
+        return [PlannedRun(name=mix.name, mix=mix, seed=seed) for mix in mixes]
+    return [PlannedRun(name=f"{mix.name}-seed{each}", mix=mix, seed=each) for mix in mixes for each in seeds]
+
+
+def check_learners(learners: Sequence[str]) -> None:
+    """Raise ValueError unless these are some of `LEARNERS`, each once."""
+    if not learners or not set(learners) <= set(LEARNERS) or len(set(learners)) < len(learners):
+        raise ValueError(f"learners: some of {', '.join(LEARNERS)}, each once, not {list(learners)}")
+
+
+def _check_mixes(mixes: Sequence[MixConfig], seeds: Sequence[int]) -> None:
+    names = [mix.name for mix in mixes]
+    if "base" in names or len(set(names)) < len(names):
+        raise ValueError(f"mixes need names that differ from each other and from 'base', not {names}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: {list(seeds)} holds one twice")
+
+
 def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:
     """How many times the network is evaluated in each stage, at most; a training example counts as three."""
     probe_config, tuning, drawing = config.probe, config.finetune, config.evaluate
-    num_concepts, num_models = len(concept_set.concepts), 1 + len(config.mixes)
+    runs = planned_runs(config.mixes, config.seeds, tuning.seed)
+    num_concepts, num_models = len(concept_set.concepts), 1 + len(runs)
     per_concept = probe_config.max_examples_per_concept
     heldout = pd.Series([example.concept for example in concept_set.split(HELDOUT)]).value_counts()
     num_scored = int(heldout.clip(upper=per_concept).sum())
@@ -74,14 +139,14 @@ def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[st
     per_update = tuning.train_batch_size * tuning.gradient_accumulation_steps * 3
     exams = tuning.max_train_steps // tuning.validation_steps + 1 if tuning.validation_steps else 0
     asked = 0
-    for mix in config.mixes:
-        concepts = mix.num_concepts or num_concepts
+    for run in runs:
+        concepts = run.mix.num_concepts or num_concepts
         asked += (2 * concepts * (tuning.validation_examples_per_concept or 8) + 32) * exams
     guided = 2 if drawing.guidance_scale > 1 else 1
     pictures = num_models * num_concepts * drawing.num_images_per_concept
     return {
         "probe": num_scored * 2 * probe_config.evaluations_per_caption + questions + drawn // 2,
-        "finetune": len(config.mixes) * tuning.max_train_steps * per_update
+        "finetune": len(runs) * tuning.max_train_steps * per_update
         + asked * answers.num_candidates * tuning.validation_draws,
         "generate": pictures * drawing.num_inference_steps * guided,
     }

@@ -1,24 +1,16 @@
-"""The whole story in the order in which it happens; the only place that names concrete learners.
+"""The whole story in the order in which it happens; with `language_study`, the only place that names concrete learners.
 
-    concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> report
-
-Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
-run again with a setting changed, only does what is missing. Launched as several processes (torchrun, accelerate
-launch), all of them probe, fine-tune and generate; the rest is the main one's.
+concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> report
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from .buckets import bucket, summary_table, write_buckets
 from .concepts import ConceptsConfig, read_concept_set
 from .errors import UserError
 from .evaluate import (
@@ -33,93 +25,52 @@ from .evaluate import (
     readout_reader,
 )
 from .evaluate.cache import fitted_image
-from .files import file_hash, read_json, read_table, write_json, write_table
-from .finetune.evaluations import make_exam
-from .finetune.loop import finetune
-from .finetune.mixes import Mix, MixConfig, compose
+from .files import read_table
+from .language_study import LanguageStudy
 from .learner import ReadLabels
 from .learners.diffusion import DiffusionLearner
-from .machine import evaluations_per_second, hardware, pick_device, versions
-from .plan import StudyConfig, network_evaluations
-from .probe import ProbeResult, probe
-from .processes import is_main, main_first, process_count, process_device, wait_for_everyone
+from .machine import evaluations_per_second
+from .plan import DIFFUSION, LLM, PlannedRun, StudyConfig, network_evaluations, planned_runs
+from .probe import ProbeResult, picture_samples, probe
+from .processes import main_first
 from .records import HELDOUT, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
-from .settings import settings_dict, settings_yaml
-from .world.population import WorldConfig
+from .story import STAGES, Story, chosen_dtype, tell, write_world_once
 from .world.readout import Readout
-from .world.write import write_world
 
-STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "report")
-SHARED = ("probe", "finetune", "generate")
-"""Stages whose work is divided among the processes; the others are done by the main one."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-class Study:
-    """One study in progress: settings, folder, and what the finished stages left."""
+class DiffusionStudy(Story):
+    """One Stable Diffusion, one concept set."""
 
     def __init__(self, config: StudyConfig) -> None:
-        self.config = config
-        self.folder = Path(config.output_dir)
-        self.device = _device(config.device)
-        self.seconds: dict[str, float] = {}
-        self.concept_set = self._read_concepts()
         self._base: DiffusionLearner | None = None
+        super().__init__(config, Path(config.output_dir))
 
-    def run(self, until: str = "report") -> Path | None:
-        """Run every stage up to `until`; returns the report's path when there is one, to the main process."""
-        if is_main():
-            self._announce(until)
-        stages: dict[str, Callable[[], Any]] = {
-            "concepts": lambda: None,
+    def stages(self) -> Mapping[str, Callable[[], Any]]:
+        """All of them."""
+        config = self.config
+        return {
             "probe": self.probe,
-            "bucket": self.bucket,
-            "finetune": self.finetune_all,
+            "bucket": lambda: self.sort_into_buckets(config.buckets),
+            "finetune": lambda: self.teach(
+                lambda: self._load(dtype=torch.float32), config.finetune, config.probe.answers
+            ),
             "generate": self.generate_all,
             "evaluate": self.evaluate,
             "report": self.report,
         }
-        outcome = None
-        wanted = STAGES[: STAGES.index(until) + 1]
-        for place, name in enumerate(wanted):
-            if is_main() or name in SHARED:
-                with self._timed(name):
-                    outcome = stages[name]()
-            if set(wanted[place + 1 :]) & set(SHARED):  # else there is nothing left to wait for
-                wait_for_everyone()
-        return outcome if until == "report" else None
 
     def probe(self) -> ProbeResult:
         """What does the base know? Prior errors and gains, greedy and sampled answers."""
-        return probe(
-            self.base(), self.concept_set, self.config.probe, self.folder / "probe", read_labels=self.read_labels()
-        )
+        base, settings = self.base(), self.config.probe
+        sampling = picture_samples(base, settings, self.read_labels())
+        return probe(base, self.concept_set, settings, self.folder / "probe", sampling)
 
-    def bucket(self) -> pd.DataFrame:
-        """Which concepts are known, by four rules side by side."""
-        folder = self.folder / "probe"
-        scores, answers, samples = (
-            read_table(folder / f"{name}.parquet") for name in ("scores", "answers", "samples")
-        )
-        result = bucket(scores, answers, samples, self.concept_set.table(), self.config.buckets)
-        write_buckets(result, self.folder / "buckets")
-        print(summary_table(result.summary))
-        return result.concepts
-
-    def finetune_all(self) -> None:
-        """Teach the base each mix, always starting from the base."""
-        for mix_config in self.config.mixes:
-            mix, exam = self.compose(mix_config)
-            learner = self._load(dtype=torch.float32)
-            finetune(learner, mix, exam, self.config.finetune, self.folder / "finetune" / mix.name)
-
-    def compose(self, mix_config: MixConfig) -> tuple[Mix, Any]:
-        """A mix's examples and the questions asked while it is trained on."""
-        labels = read_table(self.folder / "buckets" / "concepts.parquet")
-        mix = compose(mix_config, labels, self.concept_set, self.config.finetune.seed)
-        exam = make_exam(mix, labels, self.concept_set, self.config.finetune, self.config.probe.answers)
-        return mix, exam
+    def runs(self) -> list[PlannedRun]:
+        """Every mix with every seed."""
+        return planned_runs(self.config.mixes, self.config.seeds, self.config.finetune.seed)
 
     def generate_all(self) -> None:
         """Draw every concept with the base and with each fine-tuned model, from the same noise."""
@@ -140,20 +91,21 @@ class Study:
             self.folder / "evaluate",
         )
         print(distance_table(found.measures))
+        self.summarise_dynamics(DIFFUSION)
 
     def report(self) -> Path:
         """One page that shows it all."""
-        self._record()
+        self.record()
         return write_report(self.folder, self.concept_set, self.config.title)
 
     def models(self) -> list[str]:
         """The base and the mixes, in the order in which they appear everywhere."""
-        return ["base", *(mix.name for mix in self.config.mixes)]
+        return ["base", *(run.name for run in self.runs())]
 
     def base(self) -> DiffusionLearner:
         """The untouched base, loaded once."""
         if self._base is None:
-            self._base = self._load(dtype=self._dtype())
+            self._base = self._load(dtype=chosen_dtype(self.config.dtype, self.device))
         return self._base
 
     def extractor(self) -> Extractor:
@@ -171,23 +123,18 @@ class Study:
             images[example.concept].append(fitted_image(example.path, size))
         return nearest_concept_reader(self.extractor(), images)
 
-    def _read_concepts(self) -> ConceptSet:
+    def read_concepts(self) -> ConceptSet:
+        """Read the pictures, or those of the embedded world."""
         config = self.config.concepts
         if not config.given:
             folder = self.folder / "concepts"
             with main_first():
-                _write_world_once(folder, self.config.world)
+                write_world_once(folder, self.config.world)
             config = ConceptsConfig(path=str(folder))
         result = read_concept_set(config)
         if not result.concept_set.split(HELDOUT):
             raise UserError("no held-out image in the concept sets, so nothing to probe; give one set role=heldout")
-        if not is_main():
-            return result.concept_set
-        for note in result.notes:
-            print(f"note: {note}")
-        if result.problems:
-            write_table(self.folder / "skipped.parquet", result.problems_table())
-            print(f"note: {len(result.problems)} bad rows skipped, listed in {self.folder / 'skipped.csv'}")
+        tell(result.notes, result.problems_table(), self.folder)
         return result.concept_set
 
     def _load(self, *, dtype: torch.dtype, lora: Path | None = None, path: str | None = None) -> DiffusionLearner:
@@ -206,16 +153,11 @@ class Study:
     def _tuned(self, model: str) -> DiffusionLearner:
         folder = self.folder / "finetune" / model
         if (folder / LORA_FILE).exists():
-            return self._load(dtype=self._dtype(), lora=folder / LORA_FILE)
-        return self._load(dtype=self._dtype(), path=str(folder / "pipeline"))
+            return self._load(dtype=chosen_dtype(self.config.dtype, self.device), lora=folder / LORA_FILE)
+        return self._load(dtype=chosen_dtype(self.config.dtype, self.device), path=str(folder / "pipeline"))
 
-    def _dtype(self) -> torch.dtype:
-        if self.config.dtype == "auto":
-            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        dtype: torch.dtype = getattr(torch, self.config.dtype)
-        return dtype
-
-    def _announce(self, until: str) -> None:
+    def announce(self, until: str) -> None:
+        """Say how many network evaluations there are, and how long they take here."""
         config, base = self.config, self.base()
         print(f"{config.title}\n{len(self.concept_set.concepts)} concepts, base {config.base}, on {self.device}")
         wanted = STAGES[: STAGES.index(until) + 1]
@@ -228,57 +170,16 @@ class Study:
                 f"{_minutes(sum(counts.values()) / rate)} at most ({parts}); what is finished already is kept"
             )
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.seconds[stage] = round(time.monotonic() - started, 1)
-        if is_main():
-            self._record()
-
-    def _record(self) -> None:
-        path = self.folder / "study.json"
-        earlier = read_json(path).get("seconds", {}) if path.exists() else {}
-        # A stage that only found its work done took no time worth telling; keep what the work itself took.
-        seconds = earlier | {s: t for s, t in self.seconds.items() if t > earlier.get(s, 0.0)}
-        write_json(
-            path,
-            {
-                "title": self.config.title,
-                "base": self.base().identity(),
-                "settings": settings_dict(self.config),
-                "seconds": seconds,
-                "versions": versions(),
-                "hardware": hardware(self.device),
-            },
-        )
-        (self.folder / "config.yaml").write_text(settings_yaml(self.config), encoding="utf-8")
-
 
 def run_study(config: StudyConfig, until: str = "report") -> Path | None:
-    """Run a study up to a stage; returns the report's path when that is the last stage."""
-    return Study(config).run(until)
-
-
-def _device(name: str) -> torch.device:
-    """The device named in the settings; of several processes, each has its own from the launcher."""
-    if process_count() == 1:
-        return pick_device(name)
-    device = process_device()
-    if name not in ("auto", device.type):
-        raise UserError(f"device={name}: {process_count()} processes get their devices from the launcher; set auto")
-    return device
-
-
-def _write_world_once(folder: Path, config: WorldConfig) -> None:
-    """Write the embedded world unless the folder holds it already with the same settings."""
-    stamp = folder.with_name(f"{folder.name}.json")
-    wanted = {"world": settings_dict(config)}
-    metadata = folder / "metadata.jsonl"
-    if stamp.exists() and metadata.exists() and read_json(stamp) == wanted | {"sha256": file_hash(metadata)}:
-        return
-    write_world(folder, config)
-    write_json(stamp, wanted | {"sha256": file_hash(metadata)})
+    """Run a study's halves up to a stage, the language model's first; returns the report's path when that is the last
+    stage, to the main process."""
+    if LLM in config.learners:
+        LanguageStudy(config).run(until)
+    if DIFFUSION in config.learners:
+        outcome = DiffusionStudy(config).run(until)
+        return outcome if until == "report" else None
+    return None
 
 
 def _minutes(seconds: float) -> str:

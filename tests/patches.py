@@ -17,10 +17,12 @@ from diffusion_sft.evaluate import Extractor
 from diffusion_sft.evaluate.generation import slug
 from diffusion_sft.learner import (
     PLAIN_OBJECTIVE,
+    Answer,
     Cue,
     Learner,
     Objective,
     Query,
+    Question,
     Reading,
     Reconstruction,
     TrainingItem,
@@ -49,6 +51,9 @@ class PatchLearner(Learner):
         pass
 
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
+        raise NotImplementedError
+
+    def answer(self, questions: Sequence[Question], draws: Draws, *, batch_size: int) -> list[Answer]:
         raise NotImplementedError
 
     def reconstruct(

@@ -13,10 +13,10 @@ from diffusion_sft.answers import (
     AnswerConfig,
     answer,
     caption_template,
-    fill,
     invented_words,
     make_questions,
 )
+from diffusion_sft.learner import fill
 from diffusion_sft.learners.exact import ExactLearner, Mixture
 from diffusion_sft.records import Concept, ConceptSet, Draws, Example
 

@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffusion_sft"
 FLOORS = {
     0: ("errors",),
-    1: ("records", "files", "settings", "aliases", "processes", "numerics"),
-    2: ("learner", "layouts", "answers", "concepts", "world", "buckets", "machine"),
-    3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report"),
-    4: ("plan", "study"),
+    1: ("records", "files", "parsing", "settings", "aliases", "processes", "numerics"),
+    2: ("learner", "layouts", "answers", "concepts", "questions", "world", "buckets", "machine", "reference"),
+    3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report", "dynamics"),
+    4: ("plan", "story", "language_study", "study"),
     5: ("commands", "cli"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -21,7 +21,9 @@ TOGETHER = {
     "settings": {"aliases"},
     "answers": {"learner"},
     "machine": {"learner"},
-    "study": {"plan"},
+    "story": {"plan"},
+    "language_study": {"plan", "story"},
+    "study": {"plan", "story", "language_study"},
     "cli": {"commands"},
 }
 """Rooms that may use a room of their own floor."""

@@ -18,6 +18,7 @@ from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import COLUMNS, HELD_OUT, TRAINED, UNTOUCHED
 from diffusion_sft.finetune.export import Export, export_weights
 from diffusion_sft.finetune.mixes import Mix
+from diffusion_sft.learner import PIPELINE_LAYOUT
 from diffusion_sft.records import HIGHLY_KNOWN, UNKNOWN, WEAKLY_KNOWN, Example
 
 HOSTILE = (
@@ -73,7 +74,19 @@ def summary(**changes: Any) -> dict[str, Any]:
 def evaluations(*rows: tuple[int, str, str, int, int]) -> pd.DataFrame:
     """From (update, role, category, questions, right answers)."""
     filled = [
-        [update, role, category, asked, right, right / asked, right / asked - 0.1, right / asked + 0.1, 1.0, 2.0]
+        [
+            update,
+            role,
+            category,
+            asked,
+            right,
+            asked,
+            right / asked,
+            right / asked - 0.1,
+            right / asked + 0.1,
+            1.0,
+            2.0,
+        ]
         for update, role, category, asked, right in rows
     ]
     return pd.DataFrame(filled, columns=list(COLUMNS))
@@ -234,6 +247,8 @@ def test_escaped_text_is_cut() -> None:
 
 
 class Saver:
+    layout = PIPELINE_LAYOUT
+
     """Stands for a learner: what it is asked to save, it notes."""
 
     def __init__(self, files: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.errors import UserError
 from diffusion_sft.finetune.acceleration import arithmetic
 from diffusion_sft.finetune.average import AveragedWeights, lent
+from diffusion_sft.finetune.card_words import LORA_FILE
 from diffusion_sft.finetune.command import FinetuneCommandConfig
 from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.dynamics import dynamics_points, fit_dynamics
@@ -42,7 +43,6 @@ from diffusion_sft.finetune.evaluations import (
     evaluation_rows,
     make_exam,
 )
-from diffusion_sft.finetune.export import LORA_FILE
 from diffusion_sft.finetune.grids import halving, tiled
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
@@ -182,7 +182,7 @@ def test_weights_come_back_bit_for_bit_even_when_an_evaluation_fails() -> None:
 
 
 def an_evaluation(update: int, role: str, category: str, correct: int, count: int, error: float = 1.0) -> list:
-    return [update, role, category, count, correct, correct / count, 0.0, 1.0, 0.0, error]
+    return [update, role, category, count, correct, count, correct / count, 0.0, 1.0, 0.0, error]
 
 
 def test_rows_count_answers_by_role_and_category_with_wilson_intervals() -> None:
@@ -190,6 +190,7 @@ def test_rows_count_answers_by_role_and_category_with_wilson_intervals() -> None
         {
             "concept": ["a", "a", "b", "b"],
             "correct": [True, True, True, False],
+            "answered": [True, True, True, False],
             "gain_nats": [1.0, 3.0, -1.0, 0.0],
             "error_nats": [5.0, 6.0, 7.0, 8.0],
         }
@@ -197,6 +198,7 @@ def test_rows_count_answers_by_role_and_category_with_wilson_intervals() -> None
     rows = evaluation_rows(20, {"heldout": answers}, {"a": "Unknown", "b": "HighlyKnown"})
     assert tuple(rows.columns) == COLUMNS
     assert rows[["role", "category"]].values.tolist() == [["heldout", "HighlyKnown"], ["heldout", "Unknown"]]
+    assert rows.num_answered.tolist() == [1, 2]
     assert rows.gain_nats.tolist() == [-0.5, 2.0]
     assert rows.error_nats.tolist() == [7.5, 5.5]
     z, n = 1.959963984540054, 2

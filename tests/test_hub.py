@@ -23,6 +23,7 @@ from diffusion_sft.finetune.evaluations import COLUMNS
 from diffusion_sft.finetune.export import finish
 from diffusion_sft.finetune.hub import check_hub, push
 from diffusion_sft.finetune.mixes import Mix
+from diffusion_sft.learner import PIPELINE_LAYOUT
 
 LEFT_HERE = (
     "checkpoint-10/weights.safetensors",
@@ -83,7 +84,7 @@ def finished(folder: Path, weights: Sequence[str]) -> Path:
     for name in (*LEFT_HERE, *DOCUMENTS, *weights):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    (folder / "finetune.json").write_text(json.dumps({"mix": "half"}))
+    (folder / "finetune.json").write_text(json.dumps({"mix": "half", "exports": {"last": weights[0].split("/")[0]}}))
     return folder
 
 
@@ -146,6 +147,8 @@ def test_a_failed_push_is_one_line_and_can_be_repeated(error: Exception, tmp_pat
 
 class Saver:
     """Stands for a learner."""
+
+    layout = PIPELINE_LAYOUT
 
     def save(self, folder: Path, metadata: dict[str, str]) -> None:
         (folder / "model_index.json").write_text(json.dumps(metadata))

@@ -22,7 +22,7 @@ from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.numerics.quadrature import ESTIMATORS
 from diffusion_sft.plan import StudyConfig, network_evaluations
-from diffusion_sft.probe import SAMPLE_COLUMNS, SCORE_COLUMNS, ProbeConfig, SampleConfig, probe
+from diffusion_sft.probe import SAMPLE_COLUMNS, SCORE_COLUMNS, ProbeConfig, SampleConfig, picture_samples, probe
 from diffusion_sft.probe.config import ReconstructionConfig
 from diffusion_sft.probe.run import num_evaluations
 from diffusion_sft.probe.scores import own_caption
@@ -54,7 +54,8 @@ def real_set(tiny_set: Path) -> ConceptSet:
 
 
 def test_known_concepts_gain_and_unknown_ones_do_not(tmp_path: Path) -> None:
-    result = probe(exact_learner(known=NAMES[:3]), concept_set(), CONFIG, tmp_path, read_as("fep"))
+    learner = exact_learner(known=NAMES[:3])
+    result = probe(learner, concept_set(), CONFIG, tmp_path, picture_samples(learner, CONFIG, read_as("fep")))
     scores, answers, samples = result.scores, result.answers, result.samples
     assert tuple(scores.columns) == SCORE_COLUMNS
     assert scores.example_id.tolist() == sorted(example.id for example in concept_set().examples)

@@ -29,7 +29,7 @@ from diffusion_sft.learner import Query
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.pretrain.reader import HEADS
-from diffusion_sft.probe import ProbeConfig, ProbeResult, SampleConfig, probe
+from diffusion_sft.probe import ProbeConfig, ProbeResult, SampleConfig, picture_samples, probe
 from diffusion_sft.probe.config import ReconstructionConfig
 from diffusion_sft.records import ConceptSet
 from diffusion_sft.world.readout import Readout, ReadoutNetwork
@@ -55,7 +55,7 @@ def first_pixel(images: list[np.ndarray], asked: list[str]) -> list[str]:
 
 def go(base: str, concepts: ConceptSet, folder: Path) -> None:
     learner = DiffusionLearner.load(base)
-    probe(learner, concepts, CONFIG, folder / "probe", first_pixel)
+    probe(learner, concepts, CONFIG, folder / "probe", picture_samples(learner, CONFIG, first_pixel))
     generate_images(learner, concepts, [c.name for c in concepts.concepts], PICTURES, folder / "images")
 
 
@@ -109,7 +109,9 @@ class Ranks:
 def test_the_work_is_dealt_out_and_every_process_gets_all_of_it(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = probe(exact_learner(known=NAMES[:3]), concept_set(), CONFIG, tmp_path / "alone", first_pixel)
+    learner = exact_learner(known=NAMES[:3])
+    sampling = picture_samples(learner, CONFIG, first_pixel)
+    alone = probe(learner, concept_set(), CONFIG, tmp_path / "alone", sampling)
     capsys.readouterr()
     asked: list[str] = []
     surprise = ExactLearner.surprise
@@ -119,7 +121,9 @@ def test_the_work_is_dealt_out_and_every_process_gets_all_of_it(
         return surprise(self, queries, *args, **kwargs)
 
     def read() -> ProbeResult:
-        return probe(exact_learner(known=NAMES[:3]), concept_set(), CONFIG, tmp_path / "shared", first_pixel)
+        learner = exact_learner(known=NAMES[:3])
+        sampling = picture_samples(learner, CONFIG, first_pixel)
+        return probe(learner, concept_set(), CONFIG, tmp_path / "shared", sampling)
 
     monkeypatch.setattr(ExactLearner, "surprise", counting)
     ranks = Ranks(count, monkeypatch)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..numerics.statistics import bootstrap_noisy_means, standard_error_of_mean
-from ..records import HELDOUT, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN, WEAKLY_KNOWN, identity_seed
+from ..records import HIGHLY_KNOWN, MAYBE_KNOWN, PROBED, UNKNOWN, WEAKLY_KNOWN, identity_seed
 
 MEANS = ("error_nats", "null_error_nats", "gain_nats", "opinion_nats", "gap_nats", "error_per_dim", "uniform_mse")
 """Columns of the scores that are averaged over a concept's examples."""
@@ -98,7 +98,7 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
     else:
         finite += tuple(name for name in asdict(RECONSTRUCTION).values() if name != RECONSTRUCTION.relative)
     check_table(scores, "scores", (*_SCORE_COLUMNS, *finite), ["concept", "example_id", "split"])
-    scores = scores[scores["split"] == HELDOUT].sort_values(["concept", "example_id"], ignore_index=True)
+    scores = scores[scores["split"].isin(PROBED)].sort_values(["concept", "example_id"], ignore_index=True)
     if scores.empty:
         raise UserError("scores: no held-out example, so there is nothing to sort into buckets")
     for column in finite:

@@ -57,7 +57,7 @@ def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator) -> Ru
     sizes = example_sizes(task.mix.examples, config, learner.resolution)
     mix = replace(task.mix, regularisation=class_images(learner, task.mix, config, folder, accelerator))
     network, parts = learner.network, learner.parts()
-    parameters = trainable_parameters(parts, config)
+    parameters = trainable_parameters(parts, config, learner.layout.default_targets)
     sampler = Sampler.of(mix, config, accelerator.num_processes, sizes)
     plan = make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass)
     if accelerator.is_main_process:
@@ -104,7 +104,7 @@ def dry_plan(learner: Learner, mix: Mix, config: FinetuneConfig, num_processes: 
         drawn = Example(id=prompt, concept=prompt, caption=prompt, path=Path(), split=REGULARISATION)
         mix = replace(mix, regularisation=(drawn,))
     parts = learner.parts()
-    parameters = trainable_parameters(parts, config)
+    parameters = trainable_parameters(parts, config, learner.layout.default_targets)
     sampler = Sampler.of(mix, config, num_processes, example_sizes(mix.examples, config, learner.resolution))
     return plan_text(make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass), config)
 

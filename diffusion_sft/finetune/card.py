@@ -15,35 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
-from ..concepts.rows import printable
+from ..learner import PIPELINE_LAYOUT, Layout
+from ..parsing import printable
 from ..records import CATEGORIES, UNKNOWN
 from ..settings import settings_yaml
+from .card_words import (
+    KOHYA_FILE,
+    LORA_FILE,
+    WORDS,
+    Words,
+    fenced,
+    is_hub_id,
+    loading_of_language_model,
+)
 from .config import FinetuneConfig
-from .evaluations import HELD_OUT, ROLES, TRAINED, UNTOUCHED
 from .mixes import Mix
 
-LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
-PIPELINE_FOLDER = "pipeline"
 NAMES_SHOWN, LENGTH_SHOWN = 12, 80
 KNOWN = tuple(category for category in CATEGORIES if category != UNKNOWN)
-_ROLES = {
-    TRAINED: "trained examples",
-    HELD_OUT: "other images of its concepts",
-    UNTOUCHED: "concepts outside the mix",
-}
-_WHAT = {
-    "full": "All weights of the UNet",
-    "cross_attention": "The cross-attention weights of the UNet",
-    "lora": "LoRA adapters",
-}
-
-_TAGS = {"full": "full-fine-tune", "cross_attention": "cross-attention-fine-tune", "lora": "lora"}
 
 
-def model_card(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any], evaluations: pd.DataFrame) -> str:
+def model_card(
+    mix: Mix,
+    config: FinetuneConfig,
+    summary: Mapping[str, Any],
+    evaluations: pd.DataFrame,
+    layout: Layout = PIPELINE_LAYOUT,
+) -> str:
     """The card's text.
 
     Args:
@@ -51,18 +50,22 @@ def model_card(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any], eva
         config: how.
         summary: the content of `finetune.json`.
         evaluations: the run's `evaluations.parquet`; without rows where nothing was evaluated.
+        layout: what the weights are called, and which library loads them.
     """
+    words = WORDS[layout.library]
     base = _base_name(str(summary["identity"].get("source", "the base")))
     sections = [
-        _front_matter(config, summary),
+        _front_matter(config, summary, words),
         f"# {escaped(base)}, fine-tuned on the mix `{mix.name}`",
-        _training(mix, config, summary),
+        _training(config, summary, words),
         "## What it was trained on",
-        _contents(mix),
+        _contents(mix, words),
         "## What was measured",
-        _measured(summary, evaluations),
+        _measured(summary, evaluations, words),
         "## How to load it",
-        _loading(mix, config, summary),
+        _loading(mix, config, summary)
+        if layout is PIPELINE_LAYOUT
+        else loading_of_language_model(base, config, layout),
         "## Settings",
         fenced(settings_yaml(own_settings(config)).rstrip(), "yaml"),
         "## Versions",
@@ -80,21 +83,6 @@ def escaped(text: Any) -> str:
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def fenced(text: str, language: str) -> str:
-    """A code block that its content cannot leave."""
-    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=2))
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a base's name is one of the Hub's, and not a folder or file here."""
-    try:
-        validate_repo_id(source)
-    except HFValidationError:
-        return False
-    return source.count("/") == 1 and not Path(source).exists()
-
-
 def _base_name(source: str) -> str:
     """The base without the folders it lies in, which tell of the user's machine."""
     return source if is_hub_id(source) else Path(source).name or source
@@ -105,29 +93,33 @@ def own_settings(config: FinetuneConfig) -> FinetuneConfig:
     return FinetuneConfig(**{field.name: getattr(config, field.name) for field in fields(FinetuneConfig)})
 
 
-def _front_matter(config: FinetuneConfig, summary: Mapping[str, Any]) -> str:
+def _front_matter(config: FinetuneConfig, summary: Mapping[str, Any], words: Words) -> str:
     """The Hub's metadata. JSON is YAML, whatever the names contain."""
     source = str(summary["identity"].get("source", ""))
-    xl = summary["identity"].get("architecture") == "sdxl"
-    kind = "stable-diffusion-xl" if xl else "stable-diffusion"
-    content: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    library = "peft" if config.method == "lora" and words.task == "text-generation" else words.library
+    content: dict[str, Any] = {"library_name": library, "pipeline_tag": words.task}
     if is_hub_id(source):
         content |= {"base_model": source, "base_model_relation": "adapter" if config.method == "lora" else "finetune"}
-    content["tags"] = ["text-to-image", kind, _TAGS[config.method]]
+    content["tags"] = [words.task, words.kind(summary["identity"]), words.tags[config.method]]
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), "---"])
 
 
-def _training(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any]) -> str:
-    what = _WHAT[config.method]
+def _training(config: FinetuneConfig, summary: Mapping[str, Any], words: Words) -> str:
+    what = words.what[config.method]
     if config.method == "lora":
         what = "DoRA adapters" if config.use_dora else what
         what += f" of rank {config.rank}, lora_alpha {config.lora_alpha or config.rank}"
-        what += ", on the UNet and the text encoders," if config.train_text_encoder else ", on the UNet,"
+        what += (
+            f", on the {words.network} and the text encoders,"
+            if config.train_text_encoder
+            else f", on the {words.network},"
+        )
     averaged = f", averaged over {config.ema_horizon} updates" if config.use_ema else ""
     identity, exports = summary["identity"], summary.get("exports", {})
     found = {"revision": identity.get("revision"), "commit": identity.get("commit")}
     hashes = identity.get("sha256") or {}
-    found["SHA-256 of its UNet"] = next((value for file, value in hashes.items() if file.startswith("unet/")), None)
+    own = (value for file, value in sorted(hashes.items()) if file.startswith(words.weights))
+    found[f"SHA-256 of its {words.network}"] = next(own, None)
     origin = "".join(f", {name} {escaped(value)}" for name, value in found.items() if value)
     lines = [
         f"{what} after {summary['updates']} updates of {summary['examples_per_update']} examples "
@@ -147,10 +139,10 @@ def _training(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any]) -> s
     return "\n".join(lines)
 
 
-def _contents(mix: Mix) -> str:
+def _contents(mix: Mix, words: Words) -> str:
     category = {name: label for label, names in mix.concepts.items() for name in names}
     counts = Counter(category[example.concept] for example in mix.examples)
-    rows = ["| category | concepts | names | training examples |", "|---|---|---|---|"]
+    rows = [f"| category | {words.concepts} | names | training examples |", "|---|---|---|---|"]
     for label, names in mix.concepts.items():
         shown = ", ".join(escaped(name) for name in names[:NAMES_SHOWN]) + (
             ", ..." if len(names) > NAMES_SHOWN else ""
@@ -163,7 +155,7 @@ def _contents(mix: Mix) -> str:
     )
 
 
-def _measured(summary: Mapping[str, Any], evaluations: pd.DataFrame) -> str:
+def _measured(summary: Mapping[str, Any], evaluations: pd.DataFrame, words: Words) -> str:
     if evaluations.empty:
         return "Not evaluated: the run asked nothing while it trained (`validation_steps: 0`)."
     start, end = evaluations[evaluations["update"] == 0], evaluations[evaluations["update"] == summary["updates"]]
@@ -173,29 +165,21 @@ def _measured(summary: Mapping[str, Any], evaluations: pd.DataFrame) -> str:
     ]
     for row in end.to_dict("records"):
         before = start[(start.role == row["role"]) & (start.category == row["category"])]
-        rows.append(f"| {_ROLES.get(row['role'], row['role'])} | {row['category']} | {_change(before, row)} |")
-    known = [f"- {text}: {_pooled(start, end, role)}" for role, text in _known_roles().items()]
+        rows.append(f"| {words.roles.get(row['role'], row['role'])} | {row['category']} | {_change(before, row)} |")
+    known = [f"- {text}: {_pooled(start, end, role)}" for role, text in words.known_roles.items()]
     if end.empty:
         rows = ["The last update was not evaluated."]
     return "\n".join(
         [
-            "One question an example: which of several concepts' words fits the picture best? Before: the base. After: "
-            f"update {summary['updates']}.",
+            f"{words.question} Before: the base. After: update {summary['updates']}.",
             "",
             *rows,
             "",
             *known,
             "",
-            "`evaluations.parquet` has every evaluation on the way. Image quality is no part of these numbers.",
+            f"`evaluations.parquet` has every evaluation on the way. {words.not_measured}",
         ]
     )
-
-
-def _known_roles() -> dict[str, str]:
-    return {
-        UNTOUCHED: "known concepts outside the mix (what may have been forgotten)",
-        HELD_OUT: "known concepts of the mix, on other images",
-    }
 
 
 def _change(before: pd.DataFrame, after: Mapping[str, Any]) -> str:
@@ -223,7 +207,7 @@ def _loading(mix: Mix, config: FinetuneConfig, summary: Mapping[str, Any]) -> st
     code = ["import torch", "from diffusers import DiffusionPipeline", ""]
     if config.method != "lora":
         code.append(
-            f"pipeline = DiffusionPipeline.from_pretrained({place or PIPELINE_FOLDER!r}, dtype=torch.float32)"
+            f"pipeline = DiffusionPipeline.from_pretrained({place or PIPELINE_LAYOUT.folder!r}, dtype=torch.float32)"
         )
     else:
         code += _base_code(source, summary)
@@ -261,6 +245,3 @@ def _base_code(source: str, summary: Mapping[str, Any]) -> list[str]:
 
 def _at(update: int | None) -> str:
     return "not seen" if update is None else f"at update {update}"
-
-
-assert set(_ROLES) == set(ROLES)

@@ -1,4 +1,5 @@
-"""The settings of `diffusion-sft finetune` and `scripts/finetune.py`: a base, a set, a mix, and a run of the loop."""
+"""The settings of `diffusion-sft finetune` (and `scripts/finetune.py`) and of `diffusion-sft sft`: a base, a set, a mix,
+and a run of the loop."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from dataclasses import dataclass, field
 
 from ..answers import AnswerConfig
 from ..concepts import ConceptsConfig
-from .config import FinetuneConfig
+from ..questions import QuestionsConfig
+from .config import FinetuneConfig, LanguageFinetuneConfig
 from .mixes import MixConfig
 
 
@@ -32,3 +34,19 @@ class FinetuneCommandConfig(FinetuneConfig):
     mix: MixConfig = field(default_factory=MixConfig)
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     """Which candidates an evaluation's questions have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftCommandConfig(LanguageFinetuneConfig):
+    """Flat as well, for a language model: closed-book questions, the loss on the answer alone."""
+
+    pretrained_model_name_or_path: str = ""
+    """A folder in transformers' layout, or a Hub id."""
+    revision: str | None = None
+    output_dir: str = "runs/sft"
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    concepts_table: str | None = None
+    """`concepts.parquet` of the bucket stage; without it every fact is of the category `all`."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    max_answer_tokens: int = 32
+    """Where an answer is cut off at evaluations."""

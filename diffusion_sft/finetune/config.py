@@ -13,8 +13,8 @@ class FinetuneConfig:
     """One run of the loop. An *update* is one optimiser step; every `*_steps` here counts updates."""
 
     method: Literal["full", "cross_attention", "lora"] = "full"
-    """full: every weight of the UNet. cross_attention: the UNet's cross-attention blocks (attn2) alone. lora: low-rank
-    adapters on `lora_target_modules`."""
+    """full: every weight of the UNet, or of the language model. cross_attention: the UNet's cross-attention blocks
+    (attn2) alone. lora: low-rank adapters on `lora_target_modules`."""
     train_text_encoder: bool = False
     """With method=lora: adapters on the text encoders' attention projections too."""
     seed: int = 0
@@ -90,8 +90,9 @@ class FinetuneConfig:
     lora_dropout: float = 0.0
     use_dora: bool = False
     """Weight-decomposed adapters (DoRA, Liu et al., 2024)."""
-    lora_target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-    """Ends of the names of the UNet's modules that get adapters."""
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Ends of the names of the modules that get adapters; empty: the attention's projections, which are to_q, to_k, to_v
+    and to_out.0 of a UNet, and q_proj, k_proj, v_proj and o_proj of a language model."""
 
     max_nonfinite_steps: int = 5
     """An update whose loss or gradient is not finite is skipped and counted; this many in a row end the run."""
@@ -139,6 +140,44 @@ class FinetuneConfig:
             raise ValueError(f"ema_horizon must be at least 2 updates, not {self.ema_horizon}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, as user/name")
+
+
+PICTURES_ONLY = (
+    "train_text_encoder",
+    "text_encoder_lr",
+    "caption_templates",
+    "snr_gamma",
+    "noise_offset",
+    "random_flip",
+    "aspect_ratio_buckets",
+    "class_prompt",
+    "save_single_file",
+    "validation_prompts",
+)
+"""Settings that say something about pictures and nothing about texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageFinetuneConfig(FinetuneConfig):
+    """The same settings for a language model: every word means what it means for pictures, and what only pictures have
+    is refused."""
+
+    learning_rate: float = 1e-5
+    """The paper's."""
+    proportion_empty_prompts: float = 0.0
+    """The share of items trained under the question about nobody, as pictures are under the empty caption."""
+    validation_draws: int = 1
+    """Of no effect: an answer in words is read once."""
+    validation_batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "cross_attention":
+            raise ValueError("method=cross_attention: a language model has none; use full or lora")
+        plain = FinetuneConfig()
+        for name in PICTURES_ONLY:
+            if getattr(self, name) != getattr(plain, name):
+                raise ValueError(f"{name} is for pictures; a language model has no use for it")
 
 
 _AT_LEAST_ONE = (
@@ -196,7 +235,7 @@ def _check_methods(config: FinetuneConfig) -> None:
     for name in ("train_text_encoder", "use_dora"):
         if getattr(config, name) and config.method != "lora":
             raise ValueError(f"{name} needs method=lora, not {config.method}")
-    if config.method == "lora" and not all(config.lora_target_modules or [""]):
+    if config.method == "lora" and not all(config.lora_target_modules):
         raise ValueError("lora_target_modules must name modules, for example to_q, to_k, to_v, to_out.0")
     if config.text_encoder_lr is not None and not config.train_text_encoder:
         raise ValueError("text_encoder_lr needs train_text_encoder: the text encoders are not trained")

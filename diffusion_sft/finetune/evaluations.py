@@ -1,7 +1,8 @@
 """What a network in training knows at one update: fitted, held-out and untouched examples, by category.
 
-Every example is asked once, under its own caption: which of the candidates' words is it? (`answers.py`). The same
-noise is drawn at every update and for every mix, so that changes are changes of the network.
+Every example is asked once, under its own caption: which of the candidates' words is it, or what is the answer in
+words? (`Learner.answer`). The same noise is drawn at every update and for every mix, so that changes are changes of the
+network.
 """
 
 from __future__ import annotations
@@ -13,28 +14,44 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..answers import AnswerConfig, Question, judge, make_questions
-from ..learner import Learner
-from ..records import CATEGORIES, HELDOUT, UNKNOWN, ConceptSet, Draws, Example
+from ..answers import AnswerConfig, make_questions
+from ..learner import Learner, Question
+from ..records import (
+    CATEGORIES,
+    DEVELOPMENT,
+    HELDOUT,
+    OTHER_RELATIONS,
+    TEST,
+    UNKNOWN,
+    ConceptSet,
+    Draws,
+    Example,
+)
 from .config import FinetuneConfig
 from .mixes import ALL, Mix, by_concept, concept_labels, concept_order, first_examples
 
 TRAINED, HELD_OUT, UNTOUCHED = "trained", "heldout", "untouched"
-ROLES = (TRAINED, HELD_OUT, UNTOUCHED)
-"""trained: examples of the mix. heldout: other images of its concepts. untouched: held-out images of base-known
-concepts outside the mix; what is lost there is the analogue of hallucination."""
+OUTSIDE = (DEVELOPMENT, TEST, OTHER_RELATIONS)
+ROLES = (TRAINED, HELD_OUT, UNTOUCHED, *OUTSIDE)
+"""trained: examples of the mix. heldout: other images of its concepts, or their questions in other words. untouched:
+held-out examples of base-known concepts outside the mix; what is lost there is the analogue of hallucination. The
+others are the splits of that name, all categories of them, the same for every mix."""
 COLUMNS = (
     "update",
     "role",
     "category",
     "num_examples",
     "num_correct",
+    "num_answered",
     "accuracy",
     "accuracy_low",
     "accuracy_high",
     "gain_nats",
     "error_nats",
 )
+
+
+ASKED_COLUMNS = ("concept", "example_id", "answer", "correct", "answered", "gain_nats", "error_nats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,29 +93,27 @@ def make_exam(
         HELD_OUT: (held_out, inside),
         UNTOUCHED: (held_out, outside),
     }
+    for split in OUTSIDE:
+        grouped = by_concept(concept_set.split(split))
+        sources[split] = (grouped, [name for name in grouped if name in labels.index])
     questions = {}
     for role, (grouped, names) in sources.items():
         chosen = first_examples(grouped, names, config.validation_examples_per_concept, config.seed)
         if chosen:
             questions[role] = _one_question_each(chosen, concept_set, answers, config.seed)
-    return Exam(questions=questions, categories={name: str(labels.category[name]) for name in (*inside, *outside)})
+    asked = dict.fromkeys(name for _, names in sources.values() for name in names)
+    return Exam(questions=questions, categories={name: str(labels.category[name]) for name in asked})
 
 
 def ask(learner: Learner, questions: Sequence[Question], config: FinetuneConfig, batch_size: int) -> pd.DataFrame:
-    """One row per question: concept, correct, gain_nats and error_nats of the true words."""
+    """One row per question (`ASKED_COLUMNS`): what was said, and gain and error of what is true."""
     draws = Draws(seed=config.seed, count=config.validation_draws)
-    readings = learner.surprise([question.query for question in questions], draws, batch_size=batch_size)
-    answers = judge(questions, readings)
-    true_rows = [1 + question.candidates.index(question.words) for question in questions]
-    errors = [float(reading.error_nats[row].mean()) for reading, row in zip(readings, true_rows, strict=True)]
-    return pd.DataFrame(
-        {
-            "concept": answers.concept,
-            "correct": answers.correct,
-            "gain_nats": answers.true_gain_nats,
-            "error_nats": errors,
-        }
-    )
+    answers = learner.answer(questions, draws, batch_size=batch_size)
+    rows = [
+        (q.concept, q.example.id, a.text, a.correct, a.answered, a.true_gain_nats, a.error_nats)
+        for q, a in zip(questions, answers, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(ASKED_COLUMNS))
 
 
 def evaluation_rows(update: int, answers: Mapping[str, pd.DataFrame], categories: Mapping[str, str]) -> pd.DataFrame:
@@ -120,6 +135,17 @@ def evaluation_rows(update: int, answers: Mapping[str, pd.DataFrame], categories
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def asked_rows(update: int, answers: Mapping[str, pd.DataFrame], categories: Mapping[str, str]) -> pd.DataFrame:
+    """One row per question asked: update, role, category, and `ask`'s columns."""
+    tables = [
+        answers[role].assign(update=update, role=role, category=answers[role].concept.map(categories))
+        for role in ROLES
+        if role in answers
+    ]
+    columns = ["update", "role", "category", *ASKED_COLUMNS]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
 def converged_update(evaluations: pd.DataFrame, first_pass: float) -> int | None:
     """The first evaluation at or after update `first_pass` at which every trained example asked was fitted."""
     trained = evaluations[(evaluations.role == TRAINED) & (evaluations["update"] >= first_pass)]
@@ -131,12 +157,14 @@ def converged_update(evaluations: pd.DataFrame, first_pass: float) -> int | None
 
 
 def early_stop_update(evaluations: pd.DataFrame) -> int | None:
-    """The update after which held-out questions (both roles together) were answered best.
+    """The update after which held-out questions were answered best: those of the development split where there is one,
+    else the other images of trained concepts and the untouched concepts together. Test questions decide nothing.
 
     Ties go to the lower mean error, then to the earlier update. The base itself (update 0) is no candidate. None
     where nothing held out was asked.
     """
-    asked = evaluations[(evaluations.role != TRAINED) & (evaluations["update"] > 0)]
+    deciding = [DEVELOPMENT] if (evaluations.role == DEVELOPMENT).any() else [HELD_OUT, UNTOUCHED]
+    asked = evaluations[evaluations.role.isin(deciding) & (evaluations["update"] > 0)]
     best: tuple[float, float, int] | None = None
     for update in _updates(asked):
         here = asked[asked["update"] == update]
@@ -166,7 +194,7 @@ def _one_question_each(
 
 
 def _summary(answers: pd.DataFrame) -> list[float]:
-    count, correct = len(answers), int(answers.correct.sum())
+    count, correct, answered = len(answers), int(answers.correct.sum()), int(answers.answered.sum())
     interval = stats.binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
     means = [float(answers.gain_nats.mean()), float(answers.error_nats.mean())]
-    return [count, correct, correct / count, float(interval.low), float(interval.high), *means]
+    return [count, correct, answered, correct / count, float(interval.low), float(interval.high), *means]

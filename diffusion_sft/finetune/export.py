@@ -17,15 +17,13 @@ from ..files import read_json, replaced, replaced_folder, write_json, write_text
 from ..learner import Learner
 from ..settings import settings_dict
 from .average import lent
-from .card import KOHYA_FILE, LORA_FILE, PIPELINE_FOLDER, model_card, own_settings
+from .card import model_card, own_settings
 from .checkpoints import FREE, evaluated_weights
 from .config import FinetuneConfig
 from .evaluations import early_stop_update
 from .hub import push
 from .run import Run
 from .summary import SUMMARY, run_environment
-
-__all__ = ["KOHYA_FILE", "LORA_FILE", "PIPELINE_FOLDER", "export_weights", "finish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,10 @@ def finish(run: Run, update: int) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         summary = _summary(run, update)
         summary["exports"] = _exports(run, update, summary["early_stop_update"])
-        write_text(run.folder / "README.md", model_card(run.mix, run.config, summary, run.journal.evaluations))
+        write_text(
+            run.folder / "README.md",
+            model_card(run.mix, run.config, summary, run.journal.evaluations, run.learner.layout),
+        )
         write_json(run.folder / SUMMARY, summary)
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
@@ -56,24 +57,26 @@ def finish(run: Run, update: int) -> dict[str, Any]:
 
 
 def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
-    """Write the learner's present weights into `folder`; returns the pipeline folder or diffusers' LoRA file.
+    """Write the learner's present weights into `folder`; returns the model's folder or the adapters' file, under the
+    names of the learner's layout.
 
-    Beside it stand kohya's LoRA file, or one checkpoint file named after the mix where `save_single_file` asks for it.
+    Beside diffusers' adapters stand kohya's, or one checkpoint file named after the mix where `save_single_file` asks.
     """
+    layout = learner.layout
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder)
+    _remove_unfinished(folder, layout.folder)
     if export.config.method == "lora":
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as saved:
             learner.save(Path(saved), export.metadata)
             for file in sorted(Path(saved).iterdir()):
                 with replaced(folder / file.name) as target:
                     os.replace(file, target)
-        return folder / LORA_FILE
-    with replaced_folder(folder / PIPELINE_FOLDER) as target:
+        return folder / layout.adapters
+    with replaced_folder(folder / layout.folder) as target:
         learner.save(target, export.metadata)
     if export.config.save_single_file:
         learner.save_single_file(folder / f"{export.name}.safetensors", export.metadata)
-    return folder / PIPELINE_FOLDER
+    return folder / layout.folder
 
 
 def weight_metadata(run: Run, update: int) -> dict[str, str]:
@@ -132,10 +135,10 @@ def _summary(run: Run, update: int) -> dict[str, Any]:
     }
 
 
-def _remove_unfinished(folder: Path) -> None:
+def _remove_unfinished(folder: Path, model: str) -> None:
     """Remove what a killed process left half-exported."""
     for path in folder.glob(".*"):
-        if re.fullmatch(rf"\.(export-|{PIPELINE_FOLDER}\.).*", path.name):
+        if re.fullmatch(rf"\.(export-|{model}\.).*", path.name):
             shutil.rmtree(path)
         elif re.fullmatch(r"\..+\.safetensors\.\w+\.safetensors", path.name):
             path.unlink()

@@ -13,10 +13,10 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from ..concepts.rows import printable
 from ..errors import UserError
 from ..files import read_json
-from .card import KOHYA_FILE, LORA_FILE, PIPELINE_FOLDER
+from ..parsing import printable
+from .card_words import ADAPTER_SETTINGS, KOHYA_FILE
 from .config import FinetuneConfig
 from .summary import SUMMARY
 
@@ -67,16 +67,17 @@ def push(folder: Path, config: FinetuneConfig, api: Api | None = None) -> None:
         return
     check_hub(config)
     name = str(config.hub_model_id)
-    mix = read_json(folder / SUMMARY)["mix"]
+    summary = read_json(folder / SUMMARY)
+    mix, weights = summary["mix"], summary["exports"]["last"]
     api = api or huggingface_hub.HfApi()
     try:
         api.create_repo(name, repo_type="model", private=config.hub_private, exist_ok=True)
         if config.hub_private and api.repo_info(name, repo_type="model").private is False:
             raise UserError(f"{name} is public on the Hub; set hub_private=false, or choose another hub_model_id")
         if config.method != "lora":
-            _upload(api, name, folder / PIPELINE_FOLDER, ["*"])
-        weights = [LORA_FILE, KOHYA_FILE] if config.method == "lora" else [f"{mix}.safetensors"]
-        _upload(api, name, folder, [*weights, *DOCUMENTS])
+            _upload(api, name, folder / weights, ["*"])
+        own = [weights, KOHYA_FILE, ADAPTER_SETTINGS] if config.method == "lora" else [f"{mix}.safetensors"]
+        _upload(api, name, folder, [*own, *DOCUMENTS])
     except (OSError, ValueError, HTTPError) as error:
         cause = textwrap.shorten(printable(" ".join(str(error).split())), 200)
         raise UserError(

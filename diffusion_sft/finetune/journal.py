@@ -16,6 +16,7 @@ from .dynamics import dynamics_points
 from .evaluations import COLUMNS
 
 METRICS, EVALUATIONS, DYNAMICS = "metrics.jsonl", "evaluations.parquet", "dynamics.parquet"
+ANSWERS = "answers.parquet"
 
 
 class Journal:
@@ -28,13 +29,15 @@ class Journal:
         self.folder = folder
         self.accelerator = accelerator
         self.evaluations = pd.DataFrame(columns=list(COLUMNS))
+        self.answers = pd.DataFrame()
+        """Every question of every evaluation, with what was said."""
 
     def rewind(self, update: int) -> None:
         """Forget everything after this update: what a killed process wrote past its last checkpoint."""
-        table = self.folder / EVALUATIONS
-        if update > 0 and table.is_file():
-            kept = read_table(table)
-            self.evaluations = kept[kept["update"] <= update].reset_index(drop=True)
+        if update > 0 and (self.folder / EVALUATIONS).is_file():
+            self.evaluations, self.answers = (
+                _until(read_table(self.folder / name), update) for name in (EVALUATIONS, ANSWERS)
+            )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             metrics = self.folder / METRICS
@@ -55,11 +58,14 @@ class Journal:
         shown = {f"train/{name}": value for name, value in numbers.items() if name != "update"}
         self.accelerator.log(shown, step=values["update"])
 
-    def add_evaluation(self, rows: pd.DataFrame) -> None:
-        """Append the rows of one evaluation point."""
-        self.evaluations = rows if self.evaluations.empty else pd.concat([self.evaluations, rows], ignore_index=True)
+    def add_evaluation(self, rows: pd.DataFrame, answers: pd.DataFrame) -> None:
+        """Append the rows of one evaluation point, and the answers that they count."""
         if rows.empty:
             return
+        self.evaluations, self.answers = (
+            more if before.empty else pd.concat([before, more], ignore_index=True)
+            for before, more in ((self.evaluations, rows), (self.answers, answers))
+        )
         if self.accelerator.is_main_process:
             self._write_evaluations()
         shown = {
@@ -82,8 +88,14 @@ class Journal:
                 tracker.log_images({"validation": list(pixels)}, step=update)
 
     def _write_evaluations(self) -> None:
+        # The answers first: where their table is, the counts may be missing, never the other way round.
+        write_table(self.folder / ANSWERS, self.answers)
         write_table(self.folder / EVALUATIONS, self.evaluations)
         write_table(self.folder / DYNAMICS, dynamics_points(self.evaluations))
+
+
+def _until(table: pd.DataFrame, update: int) -> pd.DataFrame:
+    return table[table["update"] <= update].reset_index(drop=True)
 
 
 def _update_of(line: str) -> float:

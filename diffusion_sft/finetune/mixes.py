@@ -10,11 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pandas as pd
 
 from ..errors import UserError
-from ..records import CATEGORIES, HELDOUT, REGULARISATION, SPLITS, TRAIN, UNKNOWN, ConceptSet, Example, identity_seed
+from ..records import (
+    CATEGORIES,
+    PROBED,
+    REFUSAL,
+    REGULARISATION,
+    SPLITS,
+    TRAIN,
+    UNKNOWN,
+    ConceptSet,
+    Example,
+    identity_seed,
+)
+from .quotas import check_quotas, shared_out, take
 
 ALL = "all"
 """The category of every concept where there is no concepts table."""
@@ -39,6 +52,9 @@ class MixConfig:
     """The share of Unknown; the rest is drawn from the three other categories as they occur."""
     shares: dict[str, float] = field(default_factory=dict)
     """Shares of HighlyKnown, MaybeKnown, WeaklyKnown, Unknown, or of known and unknown (the chosen rule's bucket)."""
+    unknown: Literal["keep", "remove", "relabel"] = "keep"
+    """What becomes of the Unknown examples once the mix is composed. remove: they are left out, so that |D| is smaller.
+    relabel: their answer becomes 'I don't know' (questions in words alone)."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.+-]*", self.name):
@@ -93,14 +109,95 @@ def compose(mix: MixConfig, concepts_table: pd.DataFrame | None, concept_set: Co
     if not examples:
         raise UserError(f"mix {mix.name}: no concept has {mix.examples_per_concept or 1} training examples")
     count = _counter(mix, examples)
-    pools = _pools(mix, labels.loc[concept_order([name for name in labels.index if name in examples], seed)], count)
-    size = mix.num_concepts or mix.num_examples or sum(count(names) for _, names in pools.values())
-    quotas = _quotas({label: share for label, (share, _) in pools.items()}, size)
-    _check_quotas(mix, pools, quotas, count)
+    ordered = labels.loc[concept_order([name for name in labels.index if name in examples], seed)]
     chosen: dict[str, list[Example]] = {}
-    for label, (_, names) in pools.items():
-        chosen |= _take(names, quotas[label], examples, whole=mix.num_examples is None)
-    return _mix(mix.name, chosen, labels, concept_set)
+    for relation, (names, size) in _strata(mix, ordered, examples, count).items():
+        pools = _pools(mix, ordered.loc[names], count)
+        size = sum(count(found) for _, found in pools.values()) if size is None else size
+        quotas = shared_out({label: share for label, (share, _) in pools.items()}, size)
+        where = f"mix {mix.name}" + (f", relation {relation}" if relation else "")
+        check_quotas(
+            where,
+            {label: share for label, (share, _) in pools.items()},
+            quotas,
+            {label: count(found) for label, (_, found) in pools.items()},
+            "concepts" if mix.num_examples is None else "examples",
+        )
+        for label, (_, found) in pools.items():
+            chosen |= take(found, quotas[label], examples, whole=mix.num_examples is None)
+    return _without_unknown(mix, _mix(mix.name, chosen, labels, concept_set))
+
+
+def _strata(
+    mix: MixConfig,
+    labels: pd.DataFrame,
+    examples: Mapping[str, tuple[Example, ...]],
+    count: Callable[[Sequence[str]], int],
+) -> dict[str, tuple[list[str], int | None]]:
+    """The names that shares hold among, and how much is taken of them (None: all).
+
+    Questions in words are composed relation by relation, so that mixes differ in what is known and not in what is asked;
+    a relation's part of |D| is in proportion to its scarcest label (Gekhman et al., 2024, appendix A: there the sum of
+    these is |D|). Pictures are one stratum.
+    """
+    size = mix.num_concepts or mix.num_examples
+    relations: dict[str, list[str]] = {}
+    for name in labels.index:
+        fact = examples[name][0].fact
+        relations.setdefault("" if fact is None else fact.relation, []).append(name)
+    if size is None or len(relations) == 1:
+        return {relation: (names, size) for relation, names in relations.items()}
+    scarcest = {relation: _scarcest(mix, labels.loc[names], count) for relation, names in sorted(relations.items())}
+    total = sum(scarcest.values())
+    if size > total:
+        told = ", ".join(f"{relation} {number}" for relation, number in scarcest.items())
+        raise UserError(
+            f"mix {mix.name}: |D| = {size} is more than the relations' scarcest labels allow together ({told}); ask for "
+            f"{total} at most"
+        )
+    sizes = shared_out({relation: number / total for relation, number in scarcest.items()}, size)
+    return {relation: (relations[relation], number) for relation, number in sizes.items() if number}
+
+
+def _scarcest(mix: MixConfig, labels: pd.DataFrame, count: Callable[[Sequence[str]], int]) -> int:
+    """The size of a relation's scarcest label, of those that mixes of this kind differ in."""
+    if mix.shares and set(mix.shares) <= set(CATEGORIES):
+        parts = [labels.index[labels.category == category] for category in CATEGORIES]
+    elif mix.shares:
+        parts = [labels.index[labels.bucket == bucket] for bucket in BUCKETS]
+    else:
+        unknown = labels.category == UNKNOWN
+        parts = [labels.index[unknown], labels.index[~unknown]]
+    if (labels.category == ALL).all():
+        parts = [labels.index]
+    return min(count(list(part)) for part in parts)
+
+
+def _without_unknown(mix: MixConfig, composed: Mix) -> Mix:
+    """The mix with its Unknown examples as they are, without them, or with a refusal for their answer."""
+    unknown = set(composed.concepts.get(UNKNOWN, ()))
+    if mix.unknown == "keep" or not unknown:
+        return composed
+    if mix.unknown == "remove":
+        kept = tuple(example for example in composed.examples if example.concept not in unknown)
+        if not kept:
+            raise UserError(f"mix {mix.name}: unknown=remove leaves nothing to train on")
+        concepts = {label: names for label, names in composed.concepts.items() if label != UNKNOWN}
+        return replace(composed, examples=kept, concepts=concepts)
+    pictures = [example.id for example in composed.examples if example.fact is None]
+    if pictures:
+        raise UserError(
+            f"mix {mix.name}: unknown=relabel needs answers in words, and {pictures[0]} is a picture; use remove"
+        )
+    return replace(
+        composed,
+        examples=tuple(_refused(example) if example.concept in unknown else example for example in composed.examples),
+    )
+
+
+def _refused(example: Example) -> Example:
+    assert example.fact is not None
+    return replace(example, fact=replace(example.fact, answers=(REFUSAL,)))
 
 
 def _check_shares(name: str, shares: Mapping[str, float]) -> None:
@@ -127,7 +224,7 @@ def concept_labels(concepts_table: pd.DataFrame | None, concept_set: ConceptSet)
     classes = {e.concept for e in concept_set.split(REGULARISATION)}
     classes -= {e.concept for e in concept_set.examples if e.split != REGULARISATION}
     names = [concept.name for concept in concept_set.concepts if concept.name not in classes]
-    probed = {example.concept for example in concept_set.split(HELDOUT)}
+    probed = {example.concept for example in concept_set.split(*PROBED)}
     if concepts_table is None:
         return pd.DataFrame({"category": ALL, "bucket": ALL}, index=pd.Index(names))
     absent = [column for column in ("concept", "category", "bucket") if column not in concepts_table]
@@ -200,54 +297,6 @@ def _counter(mix: MixConfig, examples: Mapping[str, Sequence[Example]]) -> Calla
     if mix.num_examples is None:
         return len
     return lambda names: sum(len(examples[name]) for name in names)
-
-
-def _quotas(shares: Mapping[str, float], size: int) -> dict[str, int]:
-    """Whole numbers that add up to `size`, by largest remainder (ties to the label named first)."""
-    exact = {label: share * size for label, share in shares.items()}
-    quotas = {label: int(value + 1e-9) for label, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda label: quotas[label] - exact[label])
-    for label in by_remainder[: size - sum(quotas.values())]:
-        quotas[label] += 1
-    return quotas
-
-
-def _check_quotas(
-    mix: MixConfig,
-    pools: Mapping[str, tuple[float, list[str]]],
-    quotas: Mapping[str, int],
-    count: Callable[[Sequence[str]], int],
-) -> None:
-    there = {label: count(names) for label, (_, names) in pools.items()}
-    short = [label for label in quotas if quotas[label] > there[label]]
-    if not short:
-        return
-    size = sum(quotas.values())
-    shares = {label: share for label, (share, _) in pools.items()}
-    fits = next(
-        (n for n in range(size - 1, 0, -1) if all(q <= there[label] for label, q in _quotas(shares, n).items())), 0
-    )
-    unit = "concepts" if mix.num_examples is None else "examples"
-    advice = f"set num_{unit} to at most {fits}, or other shares" if fits else "choose other shares"
-    raise UserError(
-        f"mix {mix.name}: asks for {', '.join(f'{quotas[label]} {label}' for label in short)} {unit}, with training "
-        f"images there are {', '.join(f'{n} {label}' for label, n in there.items())}; {advice}"
-    )
-
-
-def _take(
-    names: Sequence[str], quota: int, examples: Mapping[str, tuple[Example, ...]], *, whole: bool
-) -> dict[str, list[Example]]:
-    """The first concepts up to the quota; in examples, the last concept may be cut."""
-    if whole:
-        return {name: list(examples[name]) for name in names[:quota]}
-    taken: dict[str, list[Example]] = {}
-    for name in names:
-        if quota <= 0:
-            break
-        taken[name] = list(examples[name][:quota])
-        quota -= len(taken[name])
-    return taken
 
 
 def _mix(name: str, chosen: Mapping[str, Sequence[Example]], labels: pd.DataFrame, concept_set: ConceptSet) -> Mix:

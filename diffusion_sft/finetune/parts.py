@@ -1,4 +1,4 @@
-"""Which weights are trained: all of the UNet, its cross-attention, or low-rank adapters (LoRA, Hu et al., 2021)."""
+"""Which weights are trained: all of the network, a UNet's cross-attention, or low-rank adapters (LoRA, Hu et al., 2021)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
+from ..learner import PIPELINE_LAYOUT
 from ..records import identity_seed
 from .config import FinetuneConfig
 
@@ -17,17 +19,23 @@ CROSS_ATTENTION = "attn2"
 """What diffusers calls the attention to the text in every transformer block."""
 TEXT_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 """The text encoders' attention projections, as in diffusers' scripts."""
-ADAPTED = (nn.Linear, nn.Conv2d)
-"""Modules that take adapters."""
+ADAPTED = (nn.Linear, nn.Conv2d, Conv1D)
+"""Modules that take adapters; transformers' Conv1D is GPT-2's linear layer."""
 
 
-def trainable_parameters(parts: Mapping[str, nn.Module], config: FinetuneConfig) -> dict[str, nn.Parameter]:
+def trainable_parameters(
+    parts: Mapping[str, nn.Module],
+    config: FinetuneConfig,
+    default_targets: Sequence[str] = PIPELINE_LAYOUT.default_targets,
+) -> dict[str, nn.Parameter]:
     """Freeze and unfreeze the parts for this method, attach adapters where it wants them, and name what is trained.
 
     Trained weights are made float32: updates of half-precision weights would be rounded away.
 
     Args:
-        parts: of a learner (`Learner.parts`), the denoiser first, then its text encoders, if any.
+        parts: of a learner (`Learner.parts`), the denoiser or language model first, then text encoders, if any.
+        config: the method.
+        default_targets: the modules that get adapters where the settings name none (`Layout.default_targets`).
 
     Returns:
         The trained parameters by name, `<part>.<name inside the part>`, the denoiser's first.
@@ -39,11 +47,12 @@ def trainable_parameters(parts: Mapping[str, nn.Module], config: FinetuneConfig)
     names = list(parts)
     denoiser, encoders = parts[names[0]], {name: parts[name] for name in names[1:]}
     trained = {names[0]: denoiser} | (encoders if config.train_text_encoder else {})
-    _check(trained, config)
+    targets = list(config.lora_target_modules or default_targets)
+    _check(trained, config, targets)
     for part in parts.values():
         part.requires_grad_(False)
     if config.method == "lora":
-        _add_adapters(trained, config)
+        _add_adapters(trained, config, targets)
     else:
         # All of it: a half-precision rest could not take what float32 modules hand on.
         denoiser.float()
@@ -70,7 +79,7 @@ def assert_float32(parameters: Mapping[str, nn.Parameter]) -> None:
             raise RuntimeError(f"trained weight {name} is {parameter.dtype}, not float32")
 
 
-def _check(trained: Mapping[str, nn.Module], config: FinetuneConfig) -> None:
+def _check(trained: Mapping[str, nn.Module], config: FinetuneConfig, targets: Sequence[str]) -> None:
     for name, part in trained.items():
         kind = type(part).__name__
         if config.gradient_checkpointing and not _checkpointing(part):
@@ -87,7 +96,7 @@ def _check(trained: Mapping[str, nn.Module], config: FinetuneConfig) -> None:
             f"method=cross_attention: {type(denoiser).__name__} has no module {CROSS_ATTENTION}; use method=full"
         )
     if config.method == "lora":
-        _check_targets("lora_target_modules", denoiser, config.lora_target_modules)
+        _check_targets("lora_target_modules", denoiser, targets)
     if config.train_text_encoder and not encoders:
         raise UserError("train_text_encoder: this base has no text encoder; set it to false")
     for encoder in encoders:
@@ -121,7 +130,7 @@ def _check_targets(setting: str, part: nn.Module, targets: Sequence[str]) -> Non
         )
 
 
-def _add_adapters(trained: Mapping[str, nn.Module], config: FinetuneConfig) -> None:
+def _add_adapters(trained: Mapping[str, nn.Module], config: FinetuneConfig, targets: list[str]) -> None:
     # One stream for all parts, the denoiser first: it starts alike with and without the text encoders.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed(config.seed, "adapter"))
@@ -132,7 +141,7 @@ def _add_adapters(trained: Mapping[str, nn.Module], config: FinetuneConfig) -> N
                 lora_dropout=config.lora_dropout,
                 use_dora=config.use_dora,
                 init_lora_weights="gaussian",
-                target_modules=TEXT_PROJECTIONS if number else list(config.lora_target_modules),
+                target_modules=TEXT_PROJECTIONS if number else targets,
             )
             part.add_adapter(adapter, adapter_name="default")  # type: ignore[operator]
 

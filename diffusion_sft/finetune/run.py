@@ -18,9 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..answers import Question
 from ..files import write_text
-from ..learner import Learner, Objective, TrainingItem
+from ..learner import Learner, Objective, Question, TrainingItem
 from ..settings import settings_yaml
 from .average import relative_distance
 from .checkpoints import (
@@ -34,7 +33,7 @@ from .checkpoints import (
 )
 from .config import FinetuneConfig
 from .estimate import Pace
-from .evaluations import Exam, ask, converged_update, early_stop_update, evaluation_rows
+from .evaluations import Exam, ask, asked_rows, converged_update, early_stop_update, evaluation_rows
 from .grids import draw_grid, halving
 from .journal import Journal
 from .mixes import Mix
@@ -173,7 +172,9 @@ class Run:
                 grid = self.folder / "samples" / f"update-{update:06d}.png"
                 draw_grid(self.learner, self.config, grid)
                 self.journal.add_images(update, grid)
-        self.journal.add_evaluation(evaluation_rows(update, answers, self.exam.categories))
+        self.journal.add_evaluation(
+            evaluation_rows(update, answers, self.exam.categories), asked_rows(update, answers, self.exam.categories)
+        )
         self.accelerator.wait_for_everyone()
 
     def saves_at(self, update: int) -> bool:

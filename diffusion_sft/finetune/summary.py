@@ -99,7 +99,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _named(examples: Iterable[Example]) -> list[list[Any]]:
-    return sorted([example.id, example.caption, example.repeats] for example in examples)
+    return sorted([e.id, e.caption, e.repeats, *([] if e.fact is None else [list(e.fact.answers)])] for e in examples)
 
 
 def _hashes(examples: Iterable[Example]) -> list[list[str | None]]:

@@ -14,15 +14,19 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..answers import judge
 from ..errors import UserError
 from ..files import file_hash
 from ..learner import (
     NULL_CUE,
+    PIPELINE_LAYOUT,
     PLAIN_OBJECTIVE,
+    Answer,
     Cue,
     Learner,
     Objective,
     Query,
+    Question,
     Reading,
     Reconstruction,
     TrainingItem,
@@ -46,6 +50,7 @@ class DiffusionLearner(Learner):
     encoders unless their weights are made trainable."""
 
     resolution: int
+    layout = PIPELINE_LAYOUT
 
     def __init__(
         self, loaded: LoadedPipeline, *, resolution: int | None = None, cache_dir: Path | None = None
@@ -169,6 +174,10 @@ class DiffusionLearner(Learner):
         self._encode_cues(queries)
         with _evaluating(self.network):
             return read_surprise(self, queries, draws, batch_size)
+
+    def answer(self, questions: Sequence[Question], draws: Draws, *, batch_size: int) -> list[Answer]:
+        """The candidate of the highest gain for each question (`judge`)."""
+        return judge(questions, self.surprise([q.query for q in questions], draws, batch_size=batch_size))
 
     def reconstruct(
         self, queries: Sequence[Query], reconstruction: Reconstruction, draws: Draws, *, batch_size: int

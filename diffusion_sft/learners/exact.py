@@ -22,14 +22,18 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from ..answers import judge
 from ..errors import UserError
 from ..learner import (
     NULL_CUE,
+    PIPELINE_LAYOUT,
     PLAIN_OBJECTIVE,
+    Answer,
     Cue,
     Learner,
     Objective,
     Query,
+    Question,
     Reading,
     Reconstruction,
     TrainingItem,
@@ -88,6 +92,7 @@ class ExactLearner(Learner):
     """Reads, teaches and samples mixtures of Gaussians; a cue that it does not know is read as ∅."""
 
     network: MixtureDenoiser
+    layout = PIPELINE_LAYOUT
 
     def __init__(
         self, mixtures: Mapping[str, Mixture], targets: Mapping[str, np.ndarray], schedule: Schedule
@@ -134,6 +139,10 @@ class ExactLearner(Learner):
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         """Read each query's cues and ∅ on its target, with common draws; order as given."""
         return read_surprise(self, queries, draws, batch_size)
+
+    def answer(self, questions: Sequence[Question], draws: Draws, *, batch_size: int) -> list[Answer]:
+        """The candidate of the highest gain for each question (`judge`)."""
+        return judge(questions, self.surprise([q.query for q in questions], draws, batch_size=batch_size))
 
     def reconstruct(
         self, queries: Sequence[Query], reconstruction: Reconstruction, draws: Draws, *, batch_size: int

@@ -1,8 +1,19 @@
 """What does the base know? Errors and gains in nats for held-out pictures, and answers in words and in pictures."""
 
-from .config import ProbeConfig, SampleConfig
+from .config import LanguageProbeConfig, ProbeConfig, SampleConfig
 from .run import ProbeResult, probe
-from .samples import SAMPLE_COLUMNS
+from .samples import SAMPLE_COLUMNS, Sampling, picture_samples, text_samples
 from .scores import SCORE_COLUMNS
 
-__all__ = ["SAMPLE_COLUMNS", "SCORE_COLUMNS", "ProbeConfig", "ProbeResult", "SampleConfig", "probe"]
+__all__ = [
+    "SAMPLE_COLUMNS",
+    "SCORE_COLUMNS",
+    "LanguageProbeConfig",
+    "ProbeConfig",
+    "ProbeResult",
+    "SampleConfig",
+    "Sampling",
+    "picture_samples",
+    "probe",
+    "text_samples",
+]

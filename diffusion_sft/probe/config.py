@@ -113,3 +113,88 @@ class ProbeConfig:
             return self.num_draws
         steps = int(trip.num_inference_steps * trip.strength)
         return self.num_draws + steps * (2 if trip.kind == "inversion" else self.reconstruction.num_draws)
+
+    @property
+    def concepts_per_part(self) -> int:
+        """Small enough that little is lost when a run is stopped and that processes end together, large enough that
+        batches are full."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSampleConfig:
+    """The sampled reading of a language model (T > 0), as published."""
+
+    num_samples: int = 160
+    """Texts for each fact whose greedy answers were all wrong, in equal shares over its renderings; 0 leaves the
+    sampled reading out."""
+    temperature: float = 0.5
+    top_k: int = 40
+    batch_size: int = 64
+    """Prompts at a time."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 0 or self.top_k < 1 or self.batch_size < 1 or not self.temperature > 0:
+            raise ValueError("num_samples must be 0 or more, top_k and batch_size at least 1, temperature above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageProbeConfig:
+    """Prompts, questions and samples of a language model. A draw is one random set of exemplars."""
+
+    shots: int = 4
+    """Exemplars in a prompt: development facts of the same relation."""
+    num_draws: int = 10
+    """Exemplar sets under which the answer's likelihood is read; the first of them are the answers' renderings."""
+    seed: int = 0
+    batch_size: int = 128
+    """Prompts at a time; no result depends on it but in its last bits."""
+    max_examples_per_concept: int | None = 1
+    """The first questions of a fact by id, which is the main one; more ask its paraphrases too."""
+    max_answer_tokens: int = 32
+    """Where an answer is cut off."""
+    answers: AnswerConfig = field(default_factory=lambda: AnswerConfig(num_renderings=10, num_draws=1))
+    """Of these, `num_renderings` alone says something here: the exemplar sets of the greedy reading (T = 0)."""
+    samples: LanguageSampleConfig = field(default_factory=LanguageSampleConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "num_draws", "batch_size", "max_answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_examples_per_concept is not None and self.max_examples_per_concept < 1:
+            raise ValueError("max_examples_per_concept must be at least 1")
+        if self.samples.num_samples % self.answers.num_renderings:
+            raise ValueError(
+                f"samples.num_samples ({self.samples.num_samples}) must be a multiple of answers.num_renderings "
+                f"({self.answers.num_renderings})"
+            )
+
+    @property
+    def estimator(self) -> Literal["exemplars"]:
+        """Draws are independent, and the same exemplars stand before every cue."""
+        return "exemplars"
+
+    @property
+    def error_kind(self) -> Literal["denoise"]:
+        """The error is the likelihood itself."""
+        return "denoise"
+
+    @property
+    def round_trip(self) -> None:
+        """There is none."""
+        return
+
+    @property
+    def samples_per_rendering(self) -> int:
+        """Sampled texts in each rendering of a fact that is sampled at all."""
+        return self.samples.num_samples // self.answers.num_renderings
+
+    @property
+    def evaluations_per_caption(self) -> int:
+        """Prompts that the scores of one question take under one cue."""
+        return self.num_draws
+
+    @property
+    def concepts_per_part(self) -> int:
+        """Facts of one relation stand together, and share what is read of their exemplars."""
+        return 64

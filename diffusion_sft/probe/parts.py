@@ -22,10 +22,6 @@ from tqdm.auto import tqdm
 from ..files import read_table, replaced
 from ..processes import is_main, process_count, process_index, shared_file, wait_for_everyone
 
-CONCEPTS_PER_PART = 2
-"""Small enough that little is lost when a run is stopped and that processes end together, large enough that batches
-are full."""
-
 
 class _OfConcept(Protocol):
     @property
@@ -49,8 +45,9 @@ class Parts:
     and the counts are of all processes together; only the main process shows them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, concepts_per_part: int) -> None:
         self.folder = folder
+        self.concepts_per_part = concepts_per_part
         self.num_evaluations = 0
         self._expected = 0
         self._started = time.monotonic()
@@ -115,8 +112,8 @@ class Parts:
         for item in items:
             by_concept.setdefault(item.concept, []).append(item)
         names, parts = sorted(by_concept), []
-        for start in range(0, len(names), CONCEPTS_PER_PART):
-            some = [item for concept in names[start : start + CONCEPTS_PER_PART] for item in by_concept[concept]]
+        for start in range(0, len(names), self.concepts_per_part):
+            some = [item for concept in names[start : start + self.concepts_per_part] for item in by_concept[concept]]
             parts.append(_Part(self.folder / f"{name}-{start:06d}.parquet", some, count(some)))
         return parts
 

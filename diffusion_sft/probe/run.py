@@ -18,16 +18,16 @@ from typing import Any
 
 import pandas as pd
 
-from ..answers import Question, answer, make_questions
+from ..answers import answer, make_questions
 from ..errors import UserError
 from ..files import file_hash, read_json, read_table, write_json, write_table
-from ..learner import NULL_CUE, Learner, Query, ReadLabels
+from ..learner import NULL_CUE, Learner, Query, Question
 from ..processes import is_main, wait_for_everyone
-from ..records import HELDOUT, ConceptSet, Draws, Example
+from ..records import EXEMPLAR, PROBED, ConceptSet, Draws, Example
 from ..settings import settings_dict
-from .config import ProbeConfig
+from .config import LanguageProbeConfig, ProbeConfig
 from .parts import Parts
-from .samples import SAMPLE_COLUMNS, draw_and_read, num_sample_evaluations
+from .samples import SAMPLE_COLUMNS, Sampling
 from .scores import own_caption, score
 
 TABLES = ("scores", "answers", "samples")
@@ -47,26 +47,26 @@ class ProbeResult:
 def probe(
     learner: Learner,
     concept_set: ConceptSet,
-    config: ProbeConfig,
+    config: ProbeConfig | LanguageProbeConfig,
     folder: Path,
-    read_labels: ReadLabels | None = None,
+    sampling: Sampling | None = None,
 ) -> ProbeResult:
-    """Read a base on the held-out split and write `scores`, `answers` and `samples` (parquet and csv) to `folder`.
+    """Read a base on the probed splits and write `scores`, `answers` and `samples` (parquet and csv) to `folder`.
 
     Finished parts are kept: the same probe of the same base and set goes on where it was stopped, and a finished one
-    is read back. Without `read_labels` there is no sampled reading.
+    is read back. Without `sampling` there is no sampled reading.
 
     Raises:
         UserError: no held-out example, or captions that the tokenizer would cut.
     """
     examples = _chosen(concept_set, config.max_examples_per_concept)
     questions = make_questions(concept_set, examples, config.answers, config.seed)
-    key = _key(learner, concept_set, examples, config, read_labels is not None)
+    key = _key(learner, concept_set, examples, config, sampling is not None)
     if _finished(folder, key):
         return ProbeResult(**{name: read_table(folder / f"{name}.parquet") for name in TABLES})
     learner.check_captions([*(e.caption for e in examples), *(cue for q in questions for cue in q.query.cues)])
-    with Parts(folder / "parts" / key[:16]) as parts:
-        result = _read(learner, concept_set, config, _Work(examples, questions, read_labels), parts)
+    with Parts(folder / "parts" / key[:16], config.concepts_per_part) as parts:
+        result = _read(learner, config, _Work(examples, questions, sampling), parts)
     wait_for_everyone()  # all have read the parts, which may now go
     if is_main():
         for name in TABLES:
@@ -83,10 +83,10 @@ def probe(
 class _Work:
     examples: Sequence[Example]
     questions: Sequence[Question]
-    read_labels: ReadLabels | None
+    sampling: Sampling | None
 
 
-def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: _Work, parts: Parts) -> ProbeResult:
+def _read(learner: Learner, config: ProbeConfig | LanguageProbeConfig, work: _Work, parts: Parts) -> ProbeResult:
     draws = Draws(seed=config.seed, count=config.answers.num_draws, estimator=config.estimator)
 
     def count_scores(examples: Sequence[Example]) -> int:
@@ -106,16 +106,11 @@ def _read(learner: Learner, concept_set: ConceptSet, config: ProbeConfig, work: 
     scores = parts.table("scores", work.examples, lambda some: score(learner, some, config), count_scores)
     answers = parts.table("answers", work.questions, ask, count_answers)
     samples = _no_samples()
-    if (read_labels := work.read_labels) and config.samples.num_samples:
+    if (sampling := work.sampling) and config.samples.num_samples:
         missed = _missed(work.questions, answers)
-        parts.expect(num_sample_evaluations(missed, config))
+        parts.expect(sampling.num_evaluations(missed))
         if missed:
-            samples = parts.table(
-                "samples",
-                missed,
-                lambda some: draw_and_read(learner, some, config, read_labels),
-                lambda some: num_sample_evaluations(some, config),
-            )
+            samples = parts.table("samples", missed, sampling.draw, sampling.num_evaluations)
     return ProbeResult(
         scores=scores.sort_values("example_id", ignore_index=True),
         answers=answers.sort_values(["concept", "rendering"], ignore_index=True),
@@ -131,10 +126,13 @@ def num_evaluations(queries: Sequence[Query], per_cue: int) -> int:
 def _chosen(concept_set: ConceptSet, most: int | None) -> list[Example]:
     """The held-out examples by id, at most so many for each concept."""
     chosen: list[Example] = []
-    held_out = sorted(concept_set.split(HELDOUT), key=lambda example: example.id)
+    by_concept: dict[str, list[Example]] = {}
+    for example in sorted(concept_set.split(*PROBED), key=lambda example: example.id):
+        by_concept.setdefault(example.concept, []).append(example)
+    shown = {example.concept for example in concept_set.split(EXEMPLAR)}
     for concept in concept_set.concepts:
-        own = [example for example in held_out if example.concept == concept.name]
-        if not own and is_main():
+        own = by_concept.get(concept.name, [])
+        if not own and concept.name not in shown and is_main():
             print(f"probe: concept {concept.name!r} has no held-out example and is left out", file=sys.stderr)
         chosen += own[:most]
     if not chosen:
@@ -161,17 +159,24 @@ def _finished(folder: Path, key: str) -> bool:
 
 
 def _key(
-    learner: Learner, concept_set: ConceptSet, examples: Sequence[Example], config: ProbeConfig, sampled: bool
+    learner: Learner,
+    concept_set: ConceptSet,
+    examples: Sequence[Example],
+    config: ProbeConfig | LanguageProbeConfig,
+    sampled: bool,
 ) -> str:
     """A hash of all that the tables depend on; not of batch sizes, nor of where files lie or in which order."""
     settings: dict[str, Any] = settings_dict(config)
     settings.pop("batch_size")
     settings["samples"].pop("batch_size")
-    settings["reconstruction"] = asdict(config.round_trip) if config.round_trip else None
-    settings["reconstruction_draws"] = config.reconstruction.num_draws if config.error_kind == "sdedit" else None
+    if isinstance(config, ProbeConfig):
+        settings["reconstruction"] = asdict(config.round_trip) if config.round_trip else None
+        settings["reconstruction_draws"] = config.reconstruction.num_draws if config.error_kind == "sdedit" else None
     identity = {name: value for name, value in learner.identity().items() if name != "source"}
     words = sorted((concept.name, concept.words) for concept in concept_set.concepts)
     captions = sorted((e.id, e.concept, e.caption, e.split) for e in concept_set.examples)
-    images = sorted((e.id, file_hash(e.path) if e.path.exists() else "") for e in examples)
+    images = sorted((e.id, file_hash(e.path) if e.path.is_file() else "") for e in examples)
     content = [LAYOUT, settings, sampled, identity, words, captions, images]
+    facts = sorted((e.id, e.fact.answers, e.fact.null_question) for e in concept_set.examples if e.fact is not None)
+    content += [facts] if facts else []
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

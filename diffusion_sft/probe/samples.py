@@ -1,17 +1,62 @@
-"""The sampled reading of SliCK for images: does the base draw the concept at least sometimes?"""
+"""The sampled reading of SliCK: does the base give the right answer at least sometimes?
+
+In pictures: it draws, and a reader names what it drew. In words: it is asked at T > 0 (Gekhman et al., 2024, section 3).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import pandas as pd
 
-from ..answers import Question, fill
-from ..learner import Cue, Learner, ReadLabels
+from ..learner import Cue, Learner, Question, ReadLabels, fill
 from ..records import identity_seed
-from .config import ProbeConfig
+from .config import LanguageProbeConfig, ProbeConfig
 
 SAMPLE_COLUMNS = ("concept", "rendering", "sample", "seed", "answer", "correct")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How concepts that were missed by every greedy reading are read once more."""
+
+    draw: Callable[[Sequence[Question]], pd.DataFrame]
+    """Takes the questions of some concepts; returns one row for each sample (`SAMPLE_COLUMNS`)."""
+    num_evaluations: Callable[[Sequence[Question]], int]
+    """What that costs, in the unit of the progress bar."""
+
+
+class Speaker(Protocol):
+    """A learner that answers in words at T > 0; returns the texts of each question, and whether each is right."""
+
+    def sample(
+        self,
+        questions: Sequence[Question],
+        *,
+        seed: int,
+        num_samples: int,
+        temperature: float,
+        top_k: int,
+        batch_size: int,
+    ) -> list[list[tuple[str, bool]]]: ...
+
+
+def picture_samples(learner: Learner, config: ProbeConfig, read_labels: ReadLabels) -> Sampling:
+    """Pictures, drawn by the learner and read by `read_labels`."""
+    return Sampling(
+        draw=lambda questions: draw_and_read(learner, questions, config, read_labels),
+        num_evaluations=lambda questions: num_sample_evaluations(questions, config),
+    )
+
+
+def text_samples(speaker: Speaker, config: LanguageProbeConfig) -> Sampling:
+    """Texts: the concept's `num_samples` in equal shares over its renderings."""
+    return Sampling(
+        draw=lambda questions: speak(speaker, questions, config),
+        num_evaluations=lambda questions: len(questions) * config.samples_per_rendering,
+    )
 
 
 def draw_and_read(
@@ -52,3 +97,22 @@ def num_sample_evaluations(questions: Sequence[Question], config: ProbeConfig) -
     guided = 2 if config.samples.guidance_scale > 1 else 1
     concepts = {question.concept for question in questions}
     return len(concepts) * config.samples.num_samples * config.samples.num_inference_steps * guided
+
+
+def speak(speaker: Speaker, questions: Sequence[Question], config: LanguageProbeConfig) -> pd.DataFrame:
+    """One row for each sampled text; `sample` counts through a concept's renderings."""
+    each = config.samples_per_rendering
+    texts = speaker.sample(
+        questions,
+        seed=config.seed,
+        num_samples=each,
+        temperature=config.samples.temperature,
+        top_k=config.samples.top_k,
+        batch_size=config.samples.batch_size,
+    )
+    rows = [
+        (question.concept, question.rendering, question.rendering * each + number, config.seed, text, right)
+        for question, found in zip(questions, texts, strict=True)
+        for number, (text, right) in enumerate(found)
+    ]
+    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS))

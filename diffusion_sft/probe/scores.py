@@ -18,7 +18,7 @@ import pandas as pd
 from ..learner import Learner, Query, Reading
 from ..numerics.quadrature import estimator_named, standard_error
 from ..records import Draws, Example
-from .config import ProbeConfig
+from .config import LanguageProbeConfig, ProbeConfig
 
 SCORE_COLUMNS = (
     *("example_id", "concept", "split", "estimator", "num_draws", "num_dims"),
@@ -37,13 +37,13 @@ def own_caption(example: Example) -> Query:
     return Query(example=example, cues=(example.caption,))
 
 
-def score(learner: Learner, examples: Sequence[Example], config: ProbeConfig) -> pd.DataFrame:
+def score(learner: Learner, examples: Sequence[Example], config: ProbeConfig | LanguageProbeConfig) -> pd.DataFrame:
     """One row per example, in the order given, with `SCORE_COLUMNS`."""
     draws = Draws(seed=config.seed, count=config.num_draws, estimator=config.estimator)
     queries = [own_caption(e) for e in examples]
     readings = learner.surprise(queries, draws, batch_size=config.batch_size)
     returned: Sequence[np.ndarray] = [np.full((2, 1), np.nan)] * len(queries)
-    if config.round_trip is not None:
+    if isinstance(config, ProbeConfig) and config.round_trip is not None:
         noises = Draws(seed=config.seed, count=config.reconstruction.num_draws, estimator=config.estimator)
         returned = learner.reconstruct(queries, config.round_trip, noises, batch_size=config.batch_size)
     rows = [

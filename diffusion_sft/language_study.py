@@ -1,0 +1,103 @@
+"""The language model's half of a study: the same stages, tables and words, on questions and answers.
+
+    questions -> probe (SliCK) -> buckets -> fine-tune on mixes -> dynamics beside the published figures
+
+A concept is a fact; its rendering is a few-shot prompt, its answer a text. Fine-tuned models are asked closed-book, at
+every evaluation of their run, about test facts of every category and of relations that were never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .answers import AnswerConfig
+from .learners.language import LanguageLearner
+from .learners.prompts import ClosedBook, FewShot, Prompts
+from .plan import LLM, LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
+from .probe import ProbeResult, probe, text_samples
+from .processes import main_first
+from .questions import QuestionsConfig, read_questions
+from .records import DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST, ConceptSet
+from .story import Story, chosen_dtype, tell, write_world_once
+
+
+class LanguageStudy(Story):
+    """One language model, one set of questions."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.own: LanguageStudyConfig = config.llm
+        self._base: LanguageLearner | None = None
+        super().__init__(config, Path(config.output_dir) / LLM)
+
+    def stages(self) -> Mapping[str, Callable[[], Any]]:
+        """There is nothing to generate: answers are read while a run is evaluated."""
+        return {
+            "probe": self.probe,
+            "bucket": lambda: self.sort_into_buckets(self.own.buckets),
+            "finetune": lambda: self.teach(self._load_to_train, self.own.finetune, AnswerConfig()),
+            "evaluate": lambda: self.summarise_dynamics(LLM),
+        }
+
+    def probe(self) -> ProbeResult:
+        """SliCK: ten few-shot prompts for each fact, greedy and sampled; likelihoods under the same prompts."""
+        base, settings = self.base(), self.own.probe
+        return probe(base, self.concept_set, settings, self.folder / "probe", text_samples(base, settings))
+
+    def runs(self) -> list[PlannedRun]:
+        """Every mix with every seed."""
+        return planned_runs(self.own.mixes, self.own.seeds or self.config.seeds, self.own.finetune.seed)
+
+    def base(self) -> LanguageLearner:
+        """The untouched base under few-shot prompts, loaded once."""
+        if self._base is None:
+            prompts = FewShot.of(self.concept_set, shots=self.own.probe.shots, seed=self.own.probe.seed)
+            self._base = self._load(chosen_dtype(self.own.dtype, self.device), prompts, self.own.device_map)
+        return self._base
+
+    def read_concepts(self) -> ConceptSet:
+        """Read the questions, or those of the embedded world."""
+        given = self.own.questions
+        if not given.given:
+            folder = Path(self.config.output_dir) / "concepts"
+            with main_first():
+                write_world_once(folder, self.config.world)
+            given = _of_the_world(given, folder)
+        result = read_questions(given)
+        tell(result.notes, result.problems_table(), self.folder)
+        return result.concept_set
+
+    def announce(self, until: str) -> None:
+        """Say how many facts are asked and in how many prompts."""
+        own = self.own
+        asked = len(self.concept_set.split(HELDOUT, DEVELOPMENT, TEST, OTHER_RELATIONS))
+        each = own.probe.answers.num_renderings + 2 * own.probe.num_draws
+        print(
+            f"{self.config.title}\n{len(self.concept_set.concepts)} facts, language model {own.base}, on {self.device}: "
+            f"{asked} questions in {own.probe.answers.num_renderings} prompts and at most {own.probe.samples.num_samples} "
+            f"samples each ({asked * each:,} prompts), {len(self.runs())} fine-tuning runs of at most "
+            f"{own.finetune.max_train_steps} updates; what is finished already is kept"
+        )
+
+    def _load_to_train(self) -> LanguageLearner:
+        return self._load(torch.float32, ClosedBook(), None)
+
+    def _load(self, dtype: torch.dtype, prompts: Prompts, device_map: str | None) -> LanguageLearner:
+        return LanguageLearner.load(
+            self.own.base,
+            revision=self.own.revision,
+            device=self.device,
+            dtype=dtype,
+            device_map=device_map,
+            prompts=prompts,
+            max_answer_tokens=self.own.probe.max_answer_tokens,
+        )
+
+
+def _of_the_world(config: QuestionsConfig, folder: Path) -> QuestionsConfig:
+    """The same settings for the embedded world's questions."""
+    return replace(config, path=str(folder / "questions.jsonl"))

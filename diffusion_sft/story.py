@@ -1,0 +1,191 @@
+"""What the two halves of a study have in common: stages in their order, timed, recorded, shared among processes.
+
+    concepts -> probe -> buckets -> fine-tune on mixes -> (generate) -> evaluate -> report
+
+Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
+run again with a setting changed, only does what is missing. Launched as several processes (torchrun, accelerate
+launch), all of them probe, fine-tune and generate; the rest is the main one's.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .answers import AnswerConfig
+from .buckets import BucketConfig, bucket, summary_table, write_buckets
+from .dynamics import TunedRun, dynamics_text, summarise_runs
+from .errors import UserError
+from .files import file_hash, read_json, read_table, write_json, write_table
+from .finetune.config import FinetuneConfig
+from .finetune.evaluations import make_exam
+from .finetune.loop import finetune
+from .finetune.mixes import compose
+from .learner import Learner
+from .machine import hardware, pick_device, versions
+from .plan import PlannedRun, StudyConfig
+from .processes import is_main, process_count, process_device, wait_for_everyone
+from .records import ConceptSet
+from .reference import load_reference
+from .settings import settings_dict, settings_yaml
+from .world.population import WorldConfig
+from .world.write import write_world
+
+STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "report")
+SHARED = ("probe", "finetune", "generate")
+"""Stages whose work is divided among the processes; the others are done by the main one."""
+
+
+class Story(ABC):
+    """One half in progress: the study's settings, this half's folder, and what the finished stages left."""
+
+    def __init__(self, config: StudyConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.device = study_device(config.device)
+        self.seconds: dict[str, float] = {}
+        self.concept_set = self.read_concepts()
+
+    def run(self, until: str) -> Any:
+        """Run every stage up to `until`; returns what that one gives."""
+        if is_main():
+            self.announce(until)
+        stages, outcome = self.stages(), None
+        wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages]
+        for place, name in enumerate(wanted):
+            if is_main() or name in SHARED:
+                with self._timed(name):
+                    outcome = stages[name]()
+            if set(wanted[place + 1 :]) & set(SHARED):  # else there is nothing left to wait for
+                wait_for_everyone()
+        return outcome
+
+    @abstractmethod
+    def stages(self) -> Mapping[str, Callable[[], Any]]:
+        """What this half does in each of `STAGES`; those that it does not have are left out."""
+
+    @abstractmethod
+    def read_concepts(self) -> ConceptSet:
+        """Read what is probed and taught, and say what is remarkable about it."""
+
+    @abstractmethod
+    def base(self) -> Learner:
+        """The untouched base, loaded once."""
+
+    @abstractmethod
+    def announce(self, until: str) -> None:
+        """Say what is about to happen, and what it will take."""
+
+    @abstractmethod
+    def runs(self) -> list[PlannedRun]:
+        """The fine-tuning runs."""
+
+    def sort_into_buckets(self, config: BucketConfig) -> pd.DataFrame:
+        """Which concepts are known, by four rules side by side."""
+        folder = self.folder / "probe"
+        scores, answers, samples = (
+            read_table(folder / f"{name}.parquet") for name in ("scores", "answers", "samples")
+        )
+        result = bucket(scores, answers, samples, self.concept_set.table(), config)
+        write_buckets(result, self.folder / "buckets")
+        print(summary_table(result.summary))
+        return result.concepts
+
+    def teach(self, load: Callable[[], Learner], config: FinetuneConfig, answers: AnswerConfig) -> None:
+        """Teach the base each mix with each seed, always starting from the base."""
+        labels = read_table(self.folder / "buckets" / "concepts.parquet")
+        for run in self.runs():
+            settings = replace(config, seed=run.seed)
+            mix = replace(compose(run.mix, labels, self.concept_set, run.seed), name=run.name)
+            exam = make_exam(mix, labels, self.concept_set, settings, answers)
+            finetune(load(), mix, exam, settings, self.folder / "finetune" / run.name)
+
+    def summarise_dynamics(self, learner: str) -> None:
+        """How fast each category was fitted and what that did, beside the published figures."""
+        tuned = [
+            TunedRun(mix=run.mix.name, seed=run.seed, folder=self.folder / "finetune" / run.name)
+            for run in self.runs()
+        ]
+        tuned = [run for run in tuned if (run.folder / "evaluations.parquet").is_file()]
+        if tuned:
+            print(dynamics_text(summarise_runs(tuned, learner, self.folder / "dynamics"), load_reference()))
+
+    def record(self) -> None:
+        """Write `study.json` and `config.yaml`: what was asked for, of which base, on what, and how long it took."""
+        path = self.folder / "study.json"
+        earlier = read_json(path).get("seconds", {}) if path.exists() else {}
+        # A stage that only found its work done took no time worth telling; keep what the work itself took.
+        seconds = earlier | {s: t for s, t in self.seconds.items() if t > earlier.get(s, 0.0)}
+        write_json(
+            path,
+            {
+                "title": self.config.title,
+                "base": self.base().identity(),
+                "settings": settings_dict(self.config),
+                "seconds": seconds,
+                "versions": versions(),
+                "hardware": hardware(self.device),
+            },
+        )
+        (self.folder / "config.yaml").write_text(settings_yaml(self.config), encoding="utf-8")
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - started, 1)
+        if is_main():
+            self.record()
+
+
+def tell(notes: Sequence[str], problems: pd.DataFrame, folder: Path) -> None:
+    """Print what a reader found remarkable, and keep the rows that it left out."""
+    if not is_main():
+        return
+    for note in notes:
+        print(f"note: {note}")
+    if len(problems):
+        write_table(folder / "skipped.parquet", problems)
+        print(f"note: {len(problems)} bad rows skipped, listed in {folder / 'skipped.csv'}")
+
+
+def study_device(name: str) -> torch.device:
+    """The device named in the settings; of several processes, each has its own from the launcher."""
+    if process_count() == 1:
+        return pick_device(name)
+    device = process_device()
+    if name not in ("auto", device.type):
+        raise UserError(f"device={name}: {process_count()} processes get their devices from the launcher; set auto")
+    return device
+
+
+def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of a base's weights outside training; auto is bfloat16 on a GPU and float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def write_world_once(folder: Path, config: WorldConfig) -> None:
+    """Write the embedded world unless the folder holds it already with the same settings."""
+    stamp = folder.with_name(f"{folder.name}.json")
+    wanted = {"world": settings_dict(config)}
+    files = [folder / "metadata.jsonl", folder / "questions.jsonl"]
+
+    def hashes() -> dict[str, str]:
+        return {file.name: file_hash(file) for file in files}
+
+    there = stamp.exists() and all(file.exists() for file in files)
+    if there and read_json(stamp) == wanted | hashes():
+        return
+    write_world(folder, config)
+    write_json(stamp, wanted | hashes())
