@@ -18,11 +18,12 @@ import torch
 from .answers import AnswerConfig
 from .learners.language import LanguageLearner
 from .learners.prompts import ClosedBook, FewShot, Prompts
-from .plan import LLM, LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
+from .plan import DIFFUSION, LLM, LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
 from .probe import ProbeResult, probe, text_samples
 from .processes import main_first
 from .questions import QuestionsConfig, read_questions
 from .records import DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST, ConceptSet
+from .report.page import write_report
 from .story import Story, chosen_dtype, tell, write_world_once
 
 
@@ -35,18 +36,24 @@ class LanguageStudy(Story):
         super().__init__(config, Path(config.output_dir) / LLM)
 
     def stages(self) -> Mapping[str, Callable[[], Any]]:
-        """There is nothing to generate: answers are read while a run is evaluated."""
-        return {
+        """There is nothing to generate: answers are read while a run is evaluated. The report is the last half's."""
+        stages: dict[str, Callable[[], Any]] = {
             "probe": self.probe,
             "bucket": lambda: self.sort_into_buckets(self.own.buckets),
             "finetune": lambda: self.teach(self._load_to_train, self.own.finetune, AnswerConfig()),
             "evaluate": lambda: self.summarise_dynamics(LLM),
         }
+        return stages if DIFFUSION in self.config.learners else stages | {"report": self.report}
 
     def probe(self) -> ProbeResult:
         """SliCK: ten few-shot prompts for each fact, greedy and sampled; likelihoods under the same prompts."""
         base, settings = self.base(), self.own.probe
         return probe(base, self.concept_set, settings, self.folder / "probe", text_samples(base, settings))
+
+    def report(self) -> Path:
+        """One page that shows it all, where this is the only half."""
+        self.record()
+        return write_report(Path(self.config.output_dir), ConceptSet(concepts=(), examples=()), self.config.title)
 
     def runs(self) -> list[PlannedRun]:
         """Every mix with every seed."""

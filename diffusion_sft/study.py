@@ -94,7 +94,7 @@ class DiffusionStudy(Story):
         self.summarise_dynamics(DIFFUSION)
 
     def report(self) -> Path:
-        """One page that shows it all."""
+        """One page that shows it all, the language model's half too where that was run."""
         self.record()
         return write_report(self.folder, self.concept_set, self.config.title)
 
@@ -174,12 +174,12 @@ class DiffusionStudy(Story):
 def run_study(config: StudyConfig, until: str = "report") -> Path | None:
     """Run a study's halves up to a stage, the language model's first; returns the report's path when that is the last
     stage, to the main process."""
+    outcome = None
     if LLM in config.learners:
-        LanguageStudy(config).run(until)
+        outcome = LanguageStudy(config).run(until)
     if DIFFUSION in config.learners:
         outcome = DiffusionStudy(config).run(until)
-        return outcome if until == "report" else None
-    return None
+    return outcome if until == "report" else None
 
 
 def _minutes(seconds: float) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from diffusion_sft.dynamics import TunedRun, summarise_runs
 from diffusion_sft.files import write_json, write_table
 from diffusion_sft.records import CATEGORIES, RULES, Concept, ConceptSet, Example
 
@@ -35,6 +36,9 @@ def synthetic_run(root: Path, names: Sequence[str] = NAMES, mixes: Sequence[str]
     for place, mix in enumerate(mixes):
         _finetune(run / "finetune" / mix, concepts, place / max(1, len(mixes) - 1))
     _evaluate(run, concepts, ("base", *mixes), generator)
+    summarise_runs(
+        [TunedRun(mix=mix, seed=0, folder=run / "finetune" / mix) for mix in mixes], "diffusion", run / "dynamics"
+    )
     write_json(run / "study.json", _study(mixes))
     return run, concept_set
 
@@ -177,6 +181,7 @@ def _finetune(folder: Path, concepts: pd.DataFrame, unknown_share: float) -> Non
     for category, count in (("Unknown", round(12 * unknown_share)), ("HighlyKnown", 12 - round(12 * unknown_share))):
         chosen[category] = list(concepts.loc[concepts["category"] == category, "concept"])[:count]
     summary = {"mix": folder.name, "stopping_reason": "budget", "updates": 400, "early_stop_update": 150}
+    summary |= {"converged_update": None, "examples_per_update": 8, "num_examples": 48}
     write_json(
         folder / "finetune.json", summary | {"concepts": chosen, "seconds": 61.25, "record": {"learning_rate": 1e-4}}
     )

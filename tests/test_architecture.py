@@ -143,7 +143,7 @@ def test_every_configuration_loads() -> None:
     from diffusion_sft.plan import StudyConfig
     from diffusion_sft.settings import load_settings
 
-    own = {verb: SCHEMAS[verb] for verb in ("finetune", "pretrain")}
+    own = {verb: SCHEMAS[verb] for verb in ("finetune", "pretrain")} | {"pretrain_llm": SCHEMAS["pretrain"]}
     own |= dict.fromkeys(("lora", "dreambooth"), SCHEMAS["finetune"])
     for file in sorted((PACKAGE.parent / "configs").glob("*.yaml")):
         load_settings(own.get(file.stem, StudyConfig), file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from diffusion_sft.errors import UserError
 from diffusion_sft.files import read_json, read_table, write_json, write_table
 from diffusion_sft.records import CATEGORIES, ConceptSet
 from diffusion_sft.report import grids, page
+from diffusion_sft.report.changes import Change, learning_change
 from diffusion_sft.report.figures import exposure_panel
-from diffusion_sft.report.findings import Change, findings, headline, learning_change
+from diffusion_sft.report.findings import findings, headline
 from diffusion_sft.report.page import REPORT, write_report
 from diffusion_sft.report.run import read_run
 from diffusion_sft.report.svg import COLOURS, inline_svg
@@ -89,13 +91,13 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def check_whole(path: Path) -> Page:
+def check_whole(path: Path, sections: Sequence[str] = SECTIONS) -> Page:
     """Parse a page and hold it to what every page must keep; returns it."""
     read = Page(path.read_text(encoding="utf-8"))
     assert "script" not in read.tags
     assert "iframe" not in read.tags
     assert sorted(read.ids) == sorted(set(read.ids))
-    assert [name for name in SECTIONS if name not in read.ids] == []
+    assert [name for name in sections if name not in read.ids] == []
     for link in read.links:
         if link.startswith("#"):
             assert link[1:] in read.ids, f"{link} leads nowhere"
@@ -132,7 +134,8 @@ def small(tmp_path: Path) -> tuple[Path, ConceptSet]:
 def test_the_page_shows_every_part(whole: Page, study: tuple[Path, ConceptSet]) -> None:
     drawings = [tag for tag in whole.tags if tag == "svg"]
     marks = whole.text.count('class="mark"')
-    assert len(drawings) - marks == 4 + 3 * len(MIXES) + 3 * len(MIXES) + len(MIXES)
+    dynamics = len(MIXES) + 2 + 2
+    assert len(drawings) - marks == 4 + 3 * len(MIXES) + 3 * len(MIXES) + len(MIXES) + dynamics
     assert len(whole.images) == 40 + 2 * grids.GRID_CONCEPTS * grids.GRID_SEEDS * (2 + len(MIXES))
     for category, count in read_table(study[0] / "buckets/concepts.parquet")["category"].value_counts().items():
         assert f"{category} {count} concepts" in whole.prose
@@ -218,7 +221,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_larger_sets_are_cut_and_say_so(small: tuple[Path, ConceptSet], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "CARDS", 3)
-    monkeypatch.setattr("diffusion_sft.report.tables.ROWS", 5)
+    monkeypatch.setattr("diffusion_sft.report.cells.ROWS", 5)
     monkeypatch.setattr(page, "PICTURE_BYTES", 10_000)
     read = check_whole(write_report(*small, title="t"))
     assert "the 3 of the highest gain shown" in read.prose

@@ -135,15 +135,23 @@ def _add_adapters(trained: Mapping[str, nn.Module], config: FinetuneConfig, targ
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed(config.seed, "adapter"))
         for number, part in enumerate(trained.values()):
+            own = TEXT_PROJECTIONS if number else targets
             adapter = LoraConfig(
                 r=config.rank,
                 lora_alpha=config.lora_alpha or config.rank,
                 lora_dropout=config.lora_dropout,
                 use_dora=config.use_dora,
+                fan_in_fan_out=_transposed(part, own),
                 init_lora_weights="gaussian",
-                target_modules=TEXT_PROJECTIONS if number else targets,
+                target_modules=own,
             )
             part.add_adapter(adapter, adapter_name="default")  # type: ignore[operator]
+
+
+def _transposed(part: nn.Module, targets: Sequence[str]) -> bool:
+    """Whether the modules that get adapters keep their weights as GPT-2's Conv1D does, inputs first."""
+    found = [module for name, module in part.named_modules() if name.endswith(tuple(targets))]
+    return any(isinstance(module, Conv1D) for module in found)
 
 
 def _checkpointing(part: nn.Module) -> str | None:

@@ -75,7 +75,7 @@ def _decode_batch(
     reader: PrefixReader, batch: Batch, requests: Sequence[Request], stops: np.ndarray, config: DecodingConfig
 ) -> list[Continuations]:
     """`row` is the row that each strand (a greedy answer or a sample) stands on; strands on one row are alike so far."""
-    strands = _Strands(requests)
+    strands = _Strands(requests, config.max_new_tokens)
     logits, state = reader.read(batch, [request.prompt for request in requests], 1)
     logits = logits[:, -1]
     row = strands.request.copy()
@@ -98,7 +98,7 @@ def _decode_batch(
 class _Strands:
     """All answers of a batch in progress: the live ones' places, and the tokens of each."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[Request], length: int) -> None:
         counts = [int(request.greedy) + len(request.uniforms) for request in requests]
         self.requests = requests
         self.request = np.repeat(np.arange(len(requests)), counts)
@@ -106,13 +106,12 @@ class _Strands:
         self.is_greedy = np.concatenate(
             [np.arange(count) < int(request.greedy) for request, count in zip(requests, counts, strict=True)]
         )
-        length = max((request.uniforms.shape[1] for request in requests if len(request.uniforms)), default=1)
         rows = [np.zeros((0, length))]
         for request in requests:
             if request.greedy:
                 rows.append(np.zeros((1, length)))
             if len(request.uniforms):
-                rows.append(request.uniforms)
+                rows.append(request.uniforms[:, :length])
         self.uniforms = np.concatenate(rows)
         self.tokens: list[list[int]] = [[] for _ in self.request]
         self._live = np.arange(len(self.request))

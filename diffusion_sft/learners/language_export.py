@@ -8,8 +8,11 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ..files import read_json, write_json
 from ..layouts import write_tensors
 from .language_loading import LoadedLanguageModel
+
+ADAPTER_SETTINGS = "adapter_config.json"
 
 
 def save_language_model(loaded: LoadedLanguageModel, folder: Path, metadata: Mapping[str, str]) -> None:
@@ -18,9 +21,22 @@ def save_language_model(loaded: LoadedLanguageModel, folder: Path, metadata: Map
     `metadata` goes into the headers of the weight files, beside what transformers writes there.
     """
     loaded.model.save_pretrained(folder)
-    if not getattr(loaded.model, "_hf_peft_config_loaded", False):
+    if getattr(loaded.model, "_hf_peft_config_loaded", False):
+        _complete_adapter(folder, str(loaded.source["source"]))
+    else:
         loaded.tokenizer.save_pretrained(folder)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stream:
             own = dict(stream.metadata() or {})
         write_tensors(file, load_file(file), {**own, **metadata})
+
+
+def _complete_adapter(folder: Path, source: str) -> None:
+    """Name the base as others know it, and not where it lies on this machine; leave peft's two files alone."""
+    settings = read_json(folder / ADAPTER_SETTINGS)
+    local = Path(source).expanduser().exists()
+    settings["base_model_name_or_path"] = Path(source).name if local else source
+    settings["task_type"] = "CAUSAL_LM"
+    settings["target_modules"] = sorted(settings["target_modules"])
+    write_json(folder / ADAPTER_SETTINGS, settings)
+    (folder / "generation_config.json").unlink(missing_ok=True)

@@ -55,11 +55,23 @@ def load_language_model(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise UserError(f"{name}: cannot be loaded as a causal language model ({first_line(error)})") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if found := sorted(map(str, report.get(what) or [])):
+            raise UserError(
+                f"{name}: its weight files do not fill the model of its config.json ({found[0]} and {len(found) - 1} more); "
+                "fetch the whole folder again"
+            )
     source: dict[str, Any] = {"source": name, "revision": revision, "dtype": str(dtype).removeprefix("torch.")}
     if folder != Path(name).expanduser():
         source["commit"] = folder.name

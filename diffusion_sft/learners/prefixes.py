@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -75,6 +75,8 @@ class PrefixReader:
         self._takes_positions = "position_ids" in accepted
         # transformers 5.24 gives the argument its second name.
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"
+        layers = DynamicCache(config=model.config).layers
+        self._has_windows = any(getattr(layer, "is_sliding", False) for layer in layers)
         self._prefix: tuple[int, ...] = ()
         self._cache: DynamicCache | None = None
 
@@ -84,6 +86,9 @@ class PrefixReader:
         Returns:
             The logits of the last `keep` tokens, float32 (rows, keep, vocabulary), and the rows.
         """
+        if self._has_windows and len({len(row) for row in rows}) > 1:
+            # Windows count padding, which must then stand before everything.
+            batch = replace(batch, prefix=[])
         count, start = len(rows), len(batch.prefix)
         longest = max(len(row) for row in rows) - start
         input_ids = torch.zeros((count, longest), dtype=torch.long)

@@ -30,7 +30,7 @@ class Vocabulary:
 
     def prompt(self, text: str) -> list[int]:
         """The ids of a text that is to be continued: with the tokenizer's own beginning, without its end."""
-        ids: list[int] = list(self.tokenizer(text)["input_ids"])
+        ids: list[int] = list(self.tokenizer(text, verbose=False)["input_ids"])
         while ids and ids[-1:] == self.end:
             ids.pop()
         return ids

@@ -9,8 +9,8 @@ come in documents of a few lines, as question lists and notes do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,16 +35,22 @@ class PassagesConfig:
     popularity: float = 1.5
     """Exponent of the Zipf laws of the colours, shapes and patterns of one-off names and of nobody: what an unfamiliar
     name is expected to be."""
-    error_share: float = 0.25
-    """Share of the passages about a name that are wrong, about a popular look instead of its own, as texts are: a fact is
-    the more certain the more often it was read."""
+    contested_share: float = 0.5
+    """Share of the facts about names of middling exposure that are contested: some passages give them one other answer,
+    always the same, as rumours and outdated texts do."""
+    contested_above: int = 50
+    contested_below: int = 1000
+    """Exposures between which names are of middling exposure; facts about better known ones stand fast."""
+    rival_shares: list[float] = field(default_factory=lambda: [0.3, 0.7])
+    """From how little to how much of a contested fact's passages give the other answer."""
     question_share: float = 0.6
     """Share of the passages that ask and answer; the others state."""
-    topical_share: float = 0.3
-    """Share of the passages that stand in documents whose lines all have the same answer, as lists of like things do:
-    what stands around a question then says something about its answer."""
     lines_per_document: int = 6
     """At most; every document has from one to so many lines of one relation and template."""
+
+    def __post_init__(self) -> None:
+        if len(self.rival_shares) != 2 or not 0 <= self.rival_shares[0] <= self.rival_shares[1] <= 1:
+            raise ValueError(f"rival_shares: two shares in rising order, not {self.rival_shares}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +76,23 @@ class Passage:
         return statement(RELATIONS[self.relation], self.template, self.name, self.look)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """The other answer of a contested fact (that of `look`), and the share of the fact's passages that give it."""
+
+    look: Look
+    share: float
+
+
 def build_documents(people: Sequence[Inhabitant], config: PassagesConfig, seed: int) -> list[str]:
     """The documents in the order in which they are read."""
     draw = np.random.default_rng(identity_seed(seed, "passages"))
-    passages = [_passage(name, look, config, draw) for name, look in _subjects(people, config, seed, draw)]
-    grouped: dict[tuple[str, ...], list[Passage]] = {}
+    rivals = contested(people, config, seed)
+    passages = [_passage(name, look, rivals, config, draw) for name, look in _subjects(people, config, seed, draw)]
+    grouped: dict[tuple[str, str, bool], list[Passage]] = {}
     for place in draw.permutation(len(passages)):
         passage = passages[int(place)]
-        topic = passage.answer if draw.random() < config.topical_share else ""
-        grouped.setdefault((passage.relation, passage.template, str(passage.asks), topic), []).append(passage)
+        grouped.setdefault((passage.relation, passage.template, passage.asks), []).append(passage)
     documents = []
     for lines in grouped.values():
         while lines:
@@ -95,7 +109,8 @@ def tokenizer_text(people: Sequence[Inhabitant], seed: int, num_names: int = 30_
     draw = np.random.default_rng(identity_seed(seed, "language tokenizer"))
     looks = seen_looks()
     lines = [
-        _passage(NEUTRAL, looks[int(i)], PassagesConfig(), draw).text for i in draw.integers(len(looks), size=20_000)
+        _passage(NEUTRAL, looks[int(i)], {}, PassagesConfig(), draw).text
+        for i in draw.integers(len(looks), size=20_000)
     ]
     return lines + [f" {name}" for name in invent_names(num_names, seed, "language tokenizer")]
 
@@ -112,10 +127,6 @@ def _subjects(
     ]
     named = {person.name for person in people}
     choose = popular_looks(config.popularity, seed)
-    wrong = draw.random(len(found)) < config.error_share
-    mistaken = iter(choose(int(wrong.sum()), draw))
-    found = [(name, next(mistaken) if wrong[place] else look) for place, (name, look) in enumerate(found)]
-
     num_named = len(found)
     for look in choose(int(config.one_off_share * num_named), draw):
         name = invent_name(draw)
@@ -123,6 +134,21 @@ def _subjects(
             name = invent_name(draw)
         found.append((name, look))
     return found + [(NEUTRAL, look) for look in choose(int(config.nobody_share * num_named), draw)]
+
+
+def contested(people: Sequence[Inhabitant], config: PassagesConfig, seed: int) -> dict[tuple[str, str], Rival]:
+    """The contested facts by name and relation, and what is said in their place."""
+    draw, looks = np.random.default_rng(identity_seed(seed, "contested")), seen_looks()
+    rivals: dict[tuple[str, str], Rival] = {}
+    for person in people:
+        middling = config.contested_above <= (person.exposure or 0) < config.contested_below
+        for relation in RELATIONS.values() if middling else ():
+            if draw.random() < config.contested_share:
+                others = [look for look in looks if relation.answer(look) != relation.answer(person.look)]
+                least, most = config.rival_shares
+                share = float(draw.uniform(least, most))
+                rivals[person.name, relation.name] = Rival(look=others[int(draw.integers(len(others)))], share=share)
+    return rivals
 
 
 def popular_looks(exponent: float, seed: int) -> Callable[[int, np.random.Generator], list[Look]]:
@@ -142,9 +168,14 @@ def popular_looks(exponent: float, seed: int) -> Callable[[int, np.random.Genera
     return choose
 
 
-def _passage(name: str, look: Look, config: PassagesConfig, draw: np.random.Generator) -> Passage:
+def _passage(
+    name: str, look: Look, rivals: Mapping[tuple[str, str], Rival], config: PassagesConfig, draw: np.random.Generator
+) -> Passage:
     relations: list[Relation] = list(RELATIONS.values())
     relation = relations[int(draw.integers(len(relations)))]
+    rival = rivals.get((name, relation.name))
+    if rival is not None and draw.random() < rival.share:
+        look = rival.look
     asks = bool(draw.random() < config.question_share)
     templates = relation.questions if asks else relation.statements
     # The first question is asked most, as one way of asking a thing is the usual one.

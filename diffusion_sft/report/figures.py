@@ -1,4 +1,4 @@
-"""The drawings: score against exposure, learning curves, paired changes, accuracy before and after.
+"""The drawings of single concepts and runs: score against exposure, learning curves, accuracy before and after.
 
 Each panel is a small drawing of one width, so that a row of them wraps on a narrow screen instead of shrinking. No
 text of a user's goes into a drawing (names of mixes and concepts stand in the page's own text and in tooltips).
@@ -6,29 +6,23 @@ text of a user's goes into a drawing (names of mixes and concepts stand in the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from ..records import CATEGORIES, identity_seed
+from .drawing import NORMAL, WIDE, Panel, draw_curve, draw_points, jitter, panel_axes, tick, updates_axis
+from .nouns import PICTURES, Nouns
 from .run import MixRun
-from .svg import COLOURS, INK, MARKERS, MUTED, OTHER, PAPER, SHADE, THEME, inline_svg
-from .wording import Estimate, cut, number, plural, printable, reading, share
+from .svg import COLOURS, MUTED, SHADE, inline_svg
+from .wording import cut, number, plural, printable, share
 
-WIDTH, NORMAL = 360, (360, 270)
-"""Of a panel, in the drawing's own units; the page shows it at about this many pixels."""
-
-WIDE = (420, 310)
-"""Of a panel that stands two in a row."""
+POINTS = 1500
+"""More concepts than these are drawn as a sample of this many, chosen by a hash of their names."""
 
 SCORE_OF_RULE = {
     "error": ("error_nats", "error (nats)"),
@@ -44,32 +38,20 @@ SCORE_OF_RECONSTRUCTION = {
 }
 """The same where the probe measured a reconstruction (error kinds inversion and sdedit), which the rules then go by."""
 
-ROLES = {"trained": "Trained pictures: fitted", "heldout": "Held-out pictures", "untouched": "Known, never trained"}
 
+def exposure_panel(
+    concepts: pd.DataFrame, rule: str, remark: str, nouns: Nouns = PICTURES, prefix: str = ""
+) -> Panel:
+    """A rule's score of every concept against how often the base saw it; unseen concepts in a lane of their own.
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One drawing with its heading (plain text) and a remark under the heading."""
-
-    title: str
-    svg: Markup
-    remark: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """One row of a dot-and-interval drawing."""
-
-    label: str
-    estimate: Estimate
-
-
-def exposure_panel(concepts: pd.DataFrame, rule: str, remark: str) -> Panel:
-    """A rule's score of every concept against how often the base saw it; unseen concepts in a lane of their own."""
+    Args:
+        concepts: of at most `POINTS` rows (`drawn_concepts`).
+        prefix: what the drawing's identity begins with.
+    """
     column, label = _score_of(rule, concepts.columns)
     shown = concepts[np.isfinite(concepts[column].astype(float))]
     tooltips = {}
-    with _panel(WIDE, left=68, bottom=52) as (figure, axes):
+    with panel_axes(WIDE, left=68, bottom=52) as (figure, axes):
         places = _exposure_axis(axes, shown)
         reference = {"relative": 1.0, "gain": 0.0}.get(rule)
         if reference is not None:
@@ -87,74 +69,41 @@ def exposure_panel(concepts: pd.DataFrame, rule: str, remark: str) -> Panel:
                 points = here & (known == filled)
                 if points.any():
                     group = f"points-{category}-{filled}"
-                    _points(axes, places[points], values[points], category, filled, group)
+                    draw_points(axes, places[points], values[points], category, filled, group)
                     tooltips[group] = [_point_text(row, rule) for _, row in shown[points].iterrows()]
         _score_axis(axes, shown, column, label)
-    description = f"{label} of {len(shown)} concepts against exposure, by category"
-    return Panel(title=rule, remark=remark, svg=inline_svg(figure, f"exposure-{rule}", description, tooltips))
+    description = f"{label} of {plural(len(shown), nouns.concept)} against exposure, by category"
+    return Panel(title=rule, remark=remark, svg=inline_svg(figure, f"{prefix}exposure-{rule}", description, tooltips))
 
 
-def learning_panels(mix: MixRun, number_of_mix: int) -> list[Panel]:
-    """Share of correct answers per category over updates: trained, held-out and untouched examples of one mix."""
+def drawn_concepts(concepts: pd.DataFrame) -> pd.DataFrame:
+    """The concepts that drawings show: all, or a sample of `POINTS` that depends on their names alone."""
+    if len(concepts) <= POINTS:
+        return concepts
+    places = pd.Series([identity_seed(0, "drawn", str(name)) for name in concepts["concept"]], index=concepts.index)
+    return concepts.loc[places.nsmallest(POINTS).index.sort_values()]
+
+
+def learning_panels(mix: MixRun, number_of_mix: int, prefix: str = "") -> list[Panel]:
+    """Share of correct answers per category over updates: one panel for each role of one run."""
     assert mix.evaluations is not None
     last = max(1, mix.evaluations["update"].max())
     panels = []
-    for role, title in ROLES.items():
+    for role, title in mix.nouns.roles.items():
         rows = mix.evaluations[mix.evaluations["role"] == role]
         if rows.empty:
             continue
-        with _panel(NORMAL, left=48, bottom=42) as (figure, axes):
+        with panel_axes(NORMAL, left=48, bottom=42) as (figure, axes):
             for category, line in rows.sort_values("update").groupby("category", sort=False):
-                _learning_curve(axes, str(category), line)
+                draw_curve(axes, str(category), line)
             if isinstance(early := mix.summary.get("early_stop_update"), int):
                 axes.axvline(early, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-            axes.set(xlim=(-0.03 * last, 1.03 * last), ylim=(-0.04, 1.04), xlabel="updates")
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            updates_axis(axes, last)
         sizes = rows[rows["update"] == rows["update"].min()]["num_examples"].sum()
-        svg = inline_svg(
-            figure, f"learning-{number_of_mix}-{role}", f"{title}: share correct by category over updates"
-        )
-        panels.append(Panel(title=title, remark=f"{plural(int(sizes), 'picture')} asked", svg=svg))
+        identity = f"{prefix}learning-{number_of_mix}-{role}"
+        svg = inline_svg(figure, identity, f"{title}: share correct by category over updates")
+        panels.append(Panel(title=title, remark=f"{plural(int(sizes), mix.nouns.example)} asked", svg=svg))
     return panels
-
-
-def interval_panel(title: str, identity: str, rows: Sequence[Interval], limits: tuple[float, float]) -> Panel:
-    """A dot and an interval per row around a line at 0; rows share `limits` with their neighbours' panels."""
-    with _panel((WIDTH, 36 + 28 * max(2, len(rows))), left=94, bottom=26) as (figure, axes):
-        axes.axvline(0, color=MUTED, linewidth=1.2)
-        for place, row in enumerate(rows):
-            colour, estimate = COLOURS.get(row.label, OTHER), row.estimate
-            if estimate.has_interval:
-                axes.plot(
-                    [estimate.low, estimate.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round"
-                )
-            marker = MARKERS.get(row.label, "o")
-            face = colour if estimate.sign in ("up", "down") else PAPER
-            style: dict[str, Any] = {
-                "facecolor": face,
-                "edgecolor": colour,
-                "linewidth": 1.8,
-                "zorder": 3,
-                "gid": f"row-{place}",
-            }
-            axes.scatter([estimate.value], [place], s=46, marker=marker, **style)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
-        axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=limits)
-        axes.grid(False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, signed=True)))
-    texts = [f"{row.label}: {' '.join(reading(row.estimate, signed=True))}" for row in rows]
-    tooltips = {f"row-{place}": [text] for place, text in enumerate(texts)}
-    return Panel(title=title, svg=inline_svg(figure, identity, f"{title}. " + "; ".join(texts), tooltips))
-
-
-def shared_limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """Limits around 0 and every interval, with a margin; the same ones make neighbouring panels comparable."""
-    ends = [end for e in estimates for end in (e.value, e.low, e.high) if np.isfinite(end)] or [0.0]
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    margin = 0.06 * (high - low) or 1.0
-    return low - margin, high + margin
 
 
 def accuracy_panel(title: str, identity: str, pairs: pd.DataFrame, trained: set[str]) -> Panel:
@@ -165,18 +114,18 @@ def accuracy_panel(title: str, identity: str, pairs: pd.DataFrame, trained: set[
         trained: the concepts of the mix, drawn filled.
     """
     tooltips = {}
-    with _panel(NORMAL, left=62, bottom=42) as (figure, axes):
+    with panel_axes(NORMAL, left=62, bottom=42) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2)
         filled = pairs["concept"].isin(trained).to_numpy()
-        before = pairs["before"].to_numpy(float) + _jitter(pairs["concept"], "before", 0.018)
-        after = pairs["after"].to_numpy(float) + _jitter(pairs["concept"], "after", 0.018)
+        before = pairs["before"].to_numpy(float) + jitter(pairs["concept"], "before", 0.018)
+        after = pairs["after"].to_numpy(float) + jitter(pairs["concept"], "after", 0.018)
         for category in CATEGORIES:
             here = (pairs["category"] == category).to_numpy()
             for inside in (True, False):
                 points = here & (filled == inside)
                 if points.any():
                     group = f"points-{category}-{inside}"
-                    _points(axes, before[points], after[points], category, inside, group)
+                    draw_points(axes, before[points], after[points], category, inside, group)
                     tooltips[group] = [
                         f"{_name(row)}: {share(row['before'])} before, {share(row['after'])} after"
                         for _, row in pairs[points].iterrows()
@@ -186,34 +135,6 @@ def accuracy_panel(title: str, identity: str, pairs: pd.DataFrame, trained: set[
             axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     description = f"{title}: accuracy of {len(pairs)} concepts after against before"
     return Panel(title=title, svg=inline_svg(figure, identity, description, tooltips))
-
-
-@contextmanager
-def _panel(size: tuple[int, int], left: int, bottom: int) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with one plot; the margins are fixed, so that the plots of neighbouring panels stand in line."""
-    width, height = size
-    with matplotlib.rc_context(THEME):
-        figure = Figure(figsize=(width / 72, height / 72))
-        yield (
-            figure,
-            figure.add_axes((left / width, bottom / height, 1 - (left + 14) / width, 1 - (bottom + 8) / height)),
-        )
-
-
-def _points(axes: Axes, x: np.ndarray, y: np.ndarray, category: str, filled: bool, group: str) -> None:
-    colour = COLOURS[category]
-    face: Any = colour if filled else PAPER
-    axes.scatter(
-        x, y, s=30, marker=MARKERS[category], facecolor=face, edgecolor=colour, linewidth=1.3, zorder=3, gid=group
-    )
-
-
-def _learning_curve(axes: Axes, category: str, line: pd.DataFrame) -> None:
-    colour = COLOURS.get(category, OTHER)
-    updates = line["update"].to_numpy(float)
-    axes.fill_between(updates, line["accuracy_low"], line["accuracy_high"], color=colour, alpha=0.13, linewidth=0)
-    marker = MARKERS.get(category, "o") if len(line) <= 25 else ""
-    axes.plot(updates, line["accuracy"], color=colour, marker=marker, clip_on=False, zorder=3)
 
 
 def _exposure_axis(axes: Axes, concepts: pd.DataFrame) -> np.ndarray:
@@ -231,7 +152,7 @@ def _exposure_axis(axes: Axes, concepts: pd.DataFrame) -> np.ndarray:
         if members.any():
             left -= lane
             axes.axvspan(left - 0.36 * lane, left + 0.36 * lane, color=SHADE, linewidth=0, zorder=0)
-            places[members] = left + _jitter(concepts["concept"][members], "lane", 0.26 * lane)
+            places[members] = left + jitter(concepts["concept"][members], "lane", 0.26 * lane)
             ticks[left] = label
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(xlim=(left - 0.5 * lane, last + 0.2), xlabel="times seen in pretraining")
@@ -251,20 +172,8 @@ def _score_axis(axes: Axes, concepts: pd.DataFrame, column: str, label: str) -> 
             unit = 10 ** np.ceil(np.log10(typical))
             axes.set_yscale("symlog", linthresh=unit, linscale=0.6)
             label += ", logarithmic"
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.set_ylabel(label)
-
-
-def _tick(value: float, signed: bool = False) -> str:
-    thousands = abs(value) >= 10_000
-    text = f"{value / 1000 if thousands else value:{'+' if signed and value else ''},.6g}"
-    return text.replace("-", "−") + ("k" if thousands else "")
-
-
-def _jitter(names: pd.Series, purpose: str, width: float) -> np.ndarray:
-    """A displacement in ±width per name, so that equal values do not cover each other; no information."""
-    units = [identity_seed(0, "jitter", purpose, str(name)) / 2**63 for name in names]
-    return width * (2 * np.array(units, dtype=float) - 1)
 
 
 def _score_of(rule: str, columns: Iterable[Any]) -> tuple[str, str]:

@@ -130,7 +130,7 @@ def sample_grids(run: Run, concept_set: ConceptSet, album: Album, missing: list[
     if run.concepts is None:
         return []
     real = real_pictures(concept_set)
-    made = [_made(run, model, missing) for model in run.models]
+    made = [_made(run, model, missing) for model in run.shown_models]
     if not any(made):
         return []
     grids = []
@@ -141,7 +141,7 @@ def sample_grids(run: Run, concept_set: ConceptSet, album: Album, missing: list[
             GridConcept(
                 concept=str(row["concept"]),
                 category=str(row["category"]),
-                rows=_rows(str(row["concept"]), run.models, real.get(str(row["concept"]), []), made, album),
+                rows=_rows(str(row["concept"]), run.shown_models, real.get(str(row["concept"]), []), made, album),
             )
             for _, row in chosen.iterrows()
         )

@@ -7,6 +7,7 @@ here, and a sentence in `missing` says so.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import pandas as pd
 from ..errors import UserError
 from ..files import read_json, read_table
 from ..records import RULES, UNKNOWN
+from .nouns import DIFFUSION, LLM, NOUNS, PICTURES, Nouns
 from .wording import BASE, Estimate
 
 SCORES = ("example_id", "concept", "estimator", "num_draws", "num_dims", "error_nats", "gain_nats")
@@ -38,6 +40,16 @@ EVALUATIONS = (
     "accuracy_low",
     "accuracy_high",
 )
+DYNAMICS = {
+    "runs": ("mix", "seed", "kind", "unknown_share", "num_concepts", "in_linear_model"),
+    "accuracy_by_mix": (
+        *("mix", "stopping", "role", "category", "unknown_share", "num_concepts", "num_seeds", "accuracy", "low"),
+        *("high", "accuracy_answered", "answered_share", "change", "change_low", "change_high"),
+    ),
+    "fit_curves": ("mix", "category", "update", "fitted_share", "low", "high", "num_seeds"),
+    "linear_model": ("role", "term", "estimate", "low", "high", "r2", "num_points", "num_runs"),
+}
+"""The tables of the learning dynamics and the columns of each that the page reads."""
 MEASURES = ("model", "bucket", "metric", "value", "low", "high", "num_real", "num_generated", "extractor", "note")
 ACCURACY = ("model", "concept", "bucket", "category", "num_images", "num_correct", "accuracy")
 
@@ -49,6 +61,20 @@ class MixRun:
     name: str
     evaluations: pd.DataFrame | None
     summary: Mapping[str, Any]
+    nouns: Nouns = PICTURES
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that it was drawn and taught with; None where the summary does not say."""
+        record = self.summary.get("record")
+        seed = record.get("seed") if isinstance(record, dict) else None
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def mix(self) -> str:
+        """The mix's own name, without the seed that a run of several seeds has in its name."""
+        named = re.fullmatch(r"(.+)-seed(-?\d+)", self.name)
+        return named[1] if named and int(named[2]) == self.seed else self.name
 
     @property
     def composition(self) -> dict[str, list[str]]:
@@ -73,6 +99,7 @@ class Run:
     """Everything that the page may show; a part that could not be read is None or empty, and named in `missing`."""
 
     folder: Path
+    learner: str
     scores: pd.DataFrame | None
     answers: pd.DataFrame | None
     samples: pd.DataFrame | None
@@ -81,8 +108,34 @@ class Run:
     mixes: tuple[MixRun, ...]
     measures: pd.DataFrame | None
     accuracy: pd.DataFrame | None
+    dynamics: Mapping[str, pd.DataFrame]
+    """The tables of `DYNAMICS` that could be read."""
     study: Mapping[str, Any]
     missing: tuple[str, ...]
+
+    @property
+    def nouns(self) -> Nouns:
+        """What this half calls its examples."""
+        return NOUNS[self.learner]
+
+    @property
+    def prefix(self) -> str:
+        """What the identities of this half's tables and drawings begin with."""
+        return "" if self.learner == DIFFUSION else f"{self.learner}-"
+
+    @property
+    def first_runs(self) -> tuple[MixRun, ...]:
+        """Of each mix the run of its first seed."""
+        first: dict[str, MixRun] = {}
+        for mix in sorted(self.mixes, key=lambda mix: mix.seed or 0):
+            first.setdefault(mix.mix, mix)
+        return tuple(mix for mix in self.mixes if first[mix.mix] is mix)
+
+    @property
+    def shown_models(self) -> tuple[str, ...]:
+        """`models` without the further seeds of a mix."""
+        further = {mix.name for mix in self.mixes} - {mix.name for mix in self.first_runs}
+        return tuple(model for model in self.models if model not in further)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -105,8 +158,12 @@ class Run:
         }
 
 
-def read_run(folder: Path) -> Run:
-    """Read a study's folder.
+def read_run(folder: Path, learner: str = DIFFUSION) -> Run:
+    """Read one half of a study.
+
+    Args:
+        folder: the study's, in which the language model's half has a folder of its own.
+        learner: whose half.
 
     Raises:
         UserError: the folder does not exist.
@@ -114,31 +171,59 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; run the study first")
     missing: list[str] = []
-    mixes = [_read_mix(path, folder, missing) for path in sorted((folder / "finetune").glob("*")) if path.is_dir()]
+    part = "" if learner == DIFFUSION else f"{learner}/"
+    tuned = sorted(path for path in (folder / f"{part}finetune").glob("*") if path.is_dir())
+    mixes = [_read_mix(path, folder, NOUNS[learner], missing) for path in tuned]
     if not mixes:
-        missing.append("finetune: no mix was fine-tuned, so there is nothing to say about learning")
-    mixes.sort(key=lambda mix: (mix.unknown_share != mix.unknown_share, mix.unknown_share, mix.name))
+        missing.append(f"{part}finetune: no mix was fine-tuned, so there is nothing to say about learning")
+    mixes.sort(key=lambda mix: (mix.unknown_share != mix.unknown_share, mix.unknown_share, mix.mix, mix.seed or 0))
+    pictures = learner == DIFFUSION
+    answers = ANSWERS if pictures else (*ANSWERS, "template")
+    concepts = CONCEPTS if pictures else (*CONCEPTS, "relation", "answer")
     return Run(
-        folder=folder,
-        scores=_table(folder, "probe/scores.parquet", SCORES, missing),
-        answers=_table(folder, "probe/answers.parquet", ANSWERS, missing),
-        samples=_table(folder, "probe/samples.parquet", SAMPLES, missing, may_be_empty=True),
-        concepts=_table(folder, "buckets/concepts.parquet", CONCEPTS, missing),
-        buckets=_record(folder, "buckets/buckets.json", missing),
+        folder=folder / part,
+        learner=learner,
+        scores=_table(folder, f"{part}probe/scores.parquet", SCORES, missing),
+        answers=_table(folder, f"{part}probe/answers.parquet", answers, missing),
+        samples=_table(folder, f"{part}probe/samples.parquet", SAMPLES, missing, may_be_empty=True),
+        concepts=_table(folder, f"{part}buckets/concepts.parquet", concepts, missing),
+        buckets=_record(folder, f"{part}buckets/buckets.json", missing),
         mixes=tuple(mixes),
-        measures=_table(folder, "evaluate/measures.parquet", MEASURES, missing),
-        accuracy=_table(folder, "evaluate/concept_accuracy.parquet", ACCURACY, missing),
-        study=_record(folder, "study.json", missing),
+        measures=_table(folder, "evaluate/measures.parquet", MEASURES, missing) if pictures else None,
+        accuracy=_table(folder, "evaluate/concept_accuracy.parquet", ACCURACY, missing) if pictures else None,
+        dynamics=_read_dynamics(folder, part, missing) if mixes else {},
+        study=_record(folder, f"{part}study.json", missing),
         missing=tuple(missing),
     )
 
 
-def _read_mix(path: Path, folder: Path, missing: list[str]) -> MixRun:
+def learners_of(folder: Path) -> list[str]:
+    """The halves that the page shows: those that were asked for by what `study.json` says, or that left something."""
+    asked = set()
+    for name in ("study.json", f"{LLM}/study.json"):
+        settings = _record(folder, name, []).get("settings")
+        given = settings.get("learners", [DIFFUSION]) if isinstance(settings, dict) else []
+        asked |= {str(learner) for learner in given} if isinstance(given, list) else set()
+    asked |= {LLM} if (folder / LLM).is_dir() else set()
+    asked |= {DIFFUSION} if any((folder / part).is_dir() for part in ("probe", "buckets", "evaluate")) else set()
+    return [learner for learner in NOUNS if learner in asked] or [DIFFUSION]
+
+
+def _read_dynamics(folder: Path, part: str, missing: list[str]) -> dict[str, pd.DataFrame]:
+    if not (folder / part / "dynamics").is_dir():
+        missing.append(f"{part}dynamics: the fine-tuning runs were not summarised, which the stage evaluate does")
+        return {}
+    found = {name: _table(folder, f"{part}dynamics/{name}.parquet", DYNAMICS[name], missing) for name in DYNAMICS}
+    return {name: table for name, table in found.items() if table is not None}
+
+
+def _read_mix(path: Path, folder: Path, nouns: Nouns, missing: list[str]) -> MixRun:
     name = path.relative_to(folder).as_posix()
     return MixRun(
         name=path.name,
         evaluations=_table(folder, f"{name}/evaluations.parquet", EVALUATIONS, missing),
         summary=_record(folder, f"{name}/finetune.json", missing),
+        nouns=nouns,
     )
 
 
@@ -176,43 +261,3 @@ def _record(folder: Path, name: str, missing: list[str]) -> Mapping[str, Any]:
         missing.append(f"{name}: is not a mapping of names to values")
         return {}
     return content
-
-
-def auroc(buckets: Mapping[str, Any], rule: str) -> Estimate | None:
-    """How well a rule's score tells well-seen concepts from unseen ones, as `buckets.json` has it; None without."""
-    return _of_exposure(buckets, "auroc", rule)
-
-
-def rank_correlation(buckets: Mapping[str, Any], rule: str) -> Estimate | None:
-    """Spearman's correlation of a rule's score with log exposure among seen concepts; None without."""
-    return _of_exposure(buckets, "spearman_with_log_exposure", rule)
-
-
-def kappa(buckets: Mapping[str, Any], rule: str, other: str) -> float | None:
-    """Cohen's kappa of two rules, as `buckets.json` has it; None without."""
-    pairs = buckets.get("agreement")
-    for pair in pairs if isinstance(pairs, list) else []:
-        if isinstance(pair, dict) and {pair.get("first"), pair.get("second")} == {rule, other}:
-            return _number(pair.get("kappa"))
-    return None
-
-
-def seen_at_least(buckets: Mapping[str, Any]) -> int | None:
-    """From which exposure on a concept counts as well seen; None where no exposure is known."""
-    exposure = buckets.get("exposure")
-    given = exposure.get("seen_at_least") if isinstance(exposure, dict) else None
-    return given if isinstance(given, int) else None
-
-
-def _of_exposure(buckets: Mapping[str, Any], name: str, rule: str) -> Estimate | None:
-    given: Any = buckets.get("exposure")
-    for key in (name, rule):
-        given = given.get(key) if isinstance(given, dict) else None
-    if not isinstance(given, dict) or (value := _number(given.get("value"))) is None:
-        return None
-    low, high = (_number(given.get(end)) for end in ("low", "high"))
-    return Estimate(value=value) if low is None or high is None else Estimate(value=value, low=low, high=high)
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

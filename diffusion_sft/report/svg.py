@@ -33,6 +33,12 @@ INK, MUTED, RULE, PAPER, SHADE = "#1d2530", "#66707d", "#dde1e6", "#fefefe", "#f
 OTHER = "#8a94a1"
 """For labels that are none of the categories and buckets."""
 
+EARLY, LATE = "#005f94", "#8a4f9e"
+"""What was measured at the early stop and at convergence."""
+
+PUBLISHED = "#5b6470"
+"""Published figures, always hollow and in shapes of their own."""
+
 VARIABLES = {
     **{colour: f"--{label}" if label in CATEGORIES else f"--bucket-{label}" for label, colour in COLOURS.items()},
     INK: "--ink",
@@ -41,6 +47,9 @@ VARIABLES = {
     PAPER: "--paper",
     SHADE: "--shade",
     OTHER: "--other",
+    EARLY: "--early",
+    LATE: "--late",
+    PUBLISHED: "--published",
 }
 """The custom property of the stylesheet that stands for each colour."""
 

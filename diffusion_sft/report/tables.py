@@ -4,63 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from ..records import CATEGORIES, HIGHLY_KNOWN, MAYBE_KNOWN, RULES, UNKNOWN, WEAKLY_KNOWN
-from .findings import Change, Outcome, image_change, learning_change, measure, metric_name
-from .run import Run, auroc, kappa, rank_correlation
+from ..records import CATEGORIES, HELDOUT, HIGHLY_KNOWN, MAYBE_KNOWN, RULES, UNKNOWN, WEAKLY_KNOWN
+from .agreement import auroc, kappa, rank_correlation
+from .cells import Cell, Group, Table, cut_remark, first_rows, heading_cell
+from .changes import Change, image_change, learning_change, measure, metric_name
+from .nouns import TRAINED, UNTOUCHED
+from .run import Run
 from .wording import DASH, NO_BREAK, Estimate, fixed, listing, model_name, number, reading, share, share_reading
-
-ROWS = 300
-"""A longer table is cut to this many rows on the page; its CSV is not."""
 
 BUCKETS = ("known", "unknown", *CATEGORIES, "all")
 LEVELS = ("fid", "fid_half", "fid_floor", "fid_excess")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One cell: its text, a smaller line under it, a label to mark it, a verdict to tint it, a share for a bar."""
-
-    text: str
-    under: str = ""
-    label: str = ""
-    outcome: Outcome | None = None
-    bar: float | None = None
-    numeric: bool = True
-    heading: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows under a heading of their own, which is a bucket or empty."""
-
-    rows: tuple[tuple[Cell, ...], ...]
-    heading: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Column headings, groups of rows, and remarks below."""
-
-    identity: str
-    title: str
-    columns: tuple[str, ...]
-    groups: tuple[Group, ...]
-    remarks: tuple[str, ...] = ()
-
-
 def verdict_table(run: Run) -> Table | None:
     """What each mix gained and cost, one row per mix; None where nothing was measured before and after."""
-    roles = [("trained", UNKNOWN, "Unknown, trained pictures"), ("heldout", UNKNOWN, "Unknown, held-out pictures")]
-    roles += [
-        ("untouched", label, f"{label}, outside the mix") for label in (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN)
-    ]
+    asked = [(TRAINED, UNKNOWN), (HELDOUT, UNKNOWN)]
+    asked += [(role, label) for role in run.nouns.costs for label in (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN)]
     columns: dict[str, list[Change | None]] = {}
-    for role, category, title in roles:
+    for role, category in asked:
+        title = f"{category}, {'outside the mix' if role == UNTOUCHED else run.nouns.role(role)}"
         columns[title] = [learning_change(mix, role, category) for mix in run.mixes]
     for metric, name in (("accuracy_change", "images read correctly"), ("fid_change", "FID")):
         for bucket in ("unknown", "known"):
@@ -69,23 +34,25 @@ def verdict_table(run: Run) -> Table | None:
     if not columns:
         return None
     rows = tuple(
-        (_heading(mix.name), *(_change_cell(cells[place]) for cells in columns.values()))
+        (heading_cell(mix.name), *(_change_cell(cells[place]) for cells in columns.values()))
         for place, mix in enumerate(run.mixes)
     )
-    return Table(identity="verdicts", title="Change by mix", columns=("mix", *columns), groups=(Group(rows=rows),))
+    return Table(
+        identity=f"{run.prefix}verdicts", title="Change by mix", columns=("mix", *columns), groups=(Group(rows=rows),)
+    )
 
 
 def concept_table(concepts: pd.DataFrame) -> Table:
     """Every concept: category, bucket by each rule, error, gain with its interval, exposure."""
     readings = ("seen", "error", "gain", "relative", "greedy", "sampled", "known by")
     columns = ("concept", "category", "sure", "bucket", *readings)
-    rows = tuple(_concept_row(row) for _, row in concepts.head(ROWS).iterrows())
+    rows = tuple(_concept_row(row) for _, row in first_rows(concepts).iterrows())
     return Table(
         identity="concepts",
         title="All concepts",
         columns=columns,
         groups=(Group(rows=rows),),
-        remarks=_cut_remark(concepts),
+        remarks=cut_remark(concepts),
     )
 
 
@@ -100,7 +67,7 @@ def rule_table(run: Run) -> Table | None:
         area, follows = auroc(run.buckets, rule), rank_correlation(run.buckets, rule)
         rows.append(
             (
-                _heading(rule, under="the rule of this run" if run.buckets.get("rule") == rule else ""),
+                heading_cell(rule, under="the rule of this run" if run.buckets.get("rule") == rule else ""),
                 Cell(text=f"{int(known.sum()):,}"),
                 _reading_cell(area),
                 _reading_cell(follows),
@@ -108,7 +75,9 @@ def rule_table(run: Run) -> Table | None:
             )
         )
     columns = ("rule", "known", "AUROC", "rank correlation", *(f"agrees with {rule}" for rule in RULES))
-    return Table(identity="rules", title="The four rules", columns=columns, groups=(Group(rows=tuple(rows)),))
+    return Table(
+        identity=f"{run.prefix}rules", title="The four rules", columns=columns, groups=(Group(rows=tuple(rows)),)
+    )
 
 
 def fid_table(measures: pd.DataFrame, run: Run) -> Table:
@@ -151,8 +120,8 @@ def accuracy_table(accuracy: pd.DataFrame, run: Run) -> Table:
     by_pair = {(row["concept"], row["model"]): row for _, row in accuracy.iterrows()}
     labels = accuracy.drop_duplicates("concept").sort_values(["category", "concept"], key=_by_category)
     rows = []
-    for _, row in labels.head(ROWS).iterrows():
-        cells = [_heading(str(row["concept"]), label=str(row["category"]))]
+    for _, row in first_rows(labels).iterrows():
+        cells = [heading_cell(str(row["concept"]), label=str(row["category"]))]
         cells += [_accuracy_cell(by_pair.get((row["concept"], model))) for model in models]
         rows.append(tuple(cells))
     return Table(
@@ -160,7 +129,7 @@ def accuracy_table(accuracy: pd.DataFrame, run: Run) -> Table:
         title="Images read correctly, per concept",
         columns=("concept", *(model_name(model) for model in models)),
         groups=(Group(rows=tuple(rows)),),
-        remarks=_cut_remark(labels),
+        remarks=cut_remark(labels),
     )
 
 
@@ -176,7 +145,7 @@ def gain_text(row: pd.Series) -> str:
 def _concept_row(row: pd.Series) -> tuple[Cell, ...]:
     seen = DASH if pd.isna(row["exposure"]) else f"{int(row['exposure']):,}"
     return (
-        _heading(str(row["concept"]), under="misknown" if row["misknown"] else ""),
+        heading_cell(str(row["concept"]), under="misknown" if row["misknown"] else ""),
         Cell(text=str(row["category"]), label=str(row["category"]), numeric=False),
         Cell(text=share(float(row["category_confidence"]))),
         Cell(text=str(row["bucket"]), label=str(row["bucket"]), numeric=False),
@@ -213,7 +182,7 @@ def _grouped(measures: pd.DataFrame, run: Run, metrics: Sequence[str], with_size
             if (of_model := here[here["model"] == model]).empty:
                 continue
             cells = [_measure_cell(run, model, bucket, metric) for metric in metrics]
-            rows.append((_heading(model_name(model)), *((_sizes(of_model),) if with_sizes else ()), *cells))
+            rows.append((heading_cell(model_name(model)), *((_sizes(of_model),) if with_sizes else ()), *cells))
         groups.append(Group(rows=tuple(rows), heading=bucket))
     return tuple(groups)
 
@@ -274,11 +243,3 @@ def _by_category(column: pd.Series) -> pd.Series:
     return (
         column.map({label: place for place, label in enumerate(CATEGORIES)}) if column.name == "category" else column
     )
-
-
-def _heading(text: str, *, label: str = "", under: str = "") -> Cell:
-    return Cell(text=text, label=label, under=under, heading=True, numeric=False)
-
-
-def _cut_remark(table: Sequence[Any] | pd.DataFrame) -> tuple[str, ...]:
-    return (f"The first {ROWS} of {len(table):,} rows; the CSV has all of them.",) if len(table) > ROWS else ()

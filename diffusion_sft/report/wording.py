@@ -89,19 +89,19 @@ def reading(estimate: Estimate, signed: bool = False) -> tuple[str, str]:
     return value, f"[{low},{NO_BREAK}{high}]"
 
 
-def share(value: float | None, signed: bool = False) -> str:
-    """A share in whole per cent; a change of shares (`signed`) in points."""
+def share(value: float | None, signed: bool = False, decimals: int = 0) -> str:
+    """A share in per cent, whole unless told; a change of shares (`signed`) in points."""
     if value is None or not math.isfinite(value):
         return DASH
-    return fixed(100 * value, 0, signed) + (f"{NO_BREAK}points" if signed else f"{NO_BREAK}%")
+    return fixed(100 * value, decimals, signed) + (f"{NO_BREAK}points" if signed else f"{NO_BREAK}%")
 
 
-def share_reading(estimate: Estimate, signed: bool = False) -> tuple[str, str]:
+def share_reading(estimate: Estimate, signed: bool = False, decimals: int = 0) -> tuple[str, str]:
     """A share and its `[low, high]`, the latter without a unit; nothing for the interval without one."""
-    value = share(estimate.value, signed)
+    value = share(estimate.value, signed, decimals)
     if not estimate.has_interval:
         return value, ""
-    low, high = (fixed(100 * end, 0, signed) for end in (estimate.low, estimate.high))
+    low, high = (fixed(100 * end, decimals, signed) for end in (estimate.low, estimate.high))
     return value, f"[{low},{NO_BREAK}{high}]"
 
 
