@@ -31,12 +31,12 @@ from .learners.diffusion import DiffusionLearner
 from .learners.language import LanguageLearner
 from .learners.tokens import token_counter
 from .machine import hardware, pick_device, versions
-from .plan import DIFFUSION, LLM, check_learners
+from .plan import check_learners
 from .pretrain.language import LanguagePretrainConfig, pretrain_language
 from .pretrain.run import PretrainConfig, pretrain
 from .processes import process_device
 from .questions import read_questions
-from .records import ConceptSet, identity_seed
+from .records import DIFFUSION, LLM, ConceptSet, identity_seed
 from .world.population import WorldConfig
 from .world.write import write_world
 

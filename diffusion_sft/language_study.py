@@ -18,11 +18,11 @@ import torch
 from .answers import AnswerConfig
 from .learners.language import LanguageLearner
 from .learners.prompts import ClosedBook, FewShot, Prompts
-from .plan import DIFFUSION, LLM, LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
+from .plan import LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
 from .probe import ProbeResult, probe, text_samples
 from .processes import main_first
 from .questions import QuestionsConfig, read_questions
-from .records import DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST, ConceptSet
+from .records import DEVELOPMENT, DIFFUSION, HELDOUT, LLM, OTHER_RELATIONS, TEST, ConceptSet
 from .report.page import write_report
 from .story import Story, chosen_dtype, tell, write_world_once
 

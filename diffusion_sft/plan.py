@@ -15,11 +15,8 @@ from .finetune.config import FinetuneConfig, LanguageFinetuneConfig
 from .finetune.mixes import MixConfig
 from .probe import LanguageProbeConfig, ProbeConfig
 from .questions import QuestionsConfig
-from .records import HELDOUT, ConceptSet
+from .records import DIFFUSION, HELDOUT, LEARNERS, ConceptSet
 from .world.population import WorldConfig
-
-DIFFUSION, LLM = "diffusion", "llm"
-LEARNERS = (DIFFUSION, LLM)
 
 
 @dataclass(frozen=True, kw_only=True)

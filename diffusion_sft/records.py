@@ -20,6 +20,10 @@ UNKNOWN = "Unknown"
 CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
 """The four knowledge categories of SliCK (Gekhman et al., 2024, table 1), best known first."""
 
+DIFFUSION, LLM = "diffusion", "llm"
+LEARNERS = (DIFFUSION, LLM)
+"""Whose halves of a study there are."""
+
 RULES = ("error", "relative", "gain", "slick")
 """The rules that split concepts into known and unknown; all are always written side by side."""
 

@@ -30,10 +30,10 @@ from .language_study import LanguageStudy
 from .learner import ReadLabels
 from .learners.diffusion import DiffusionLearner
 from .machine import evaluations_per_second
-from .plan import DIFFUSION, LLM, PlannedRun, StudyConfig, network_evaluations, planned_runs
+from .plan import PlannedRun, StudyConfig, network_evaluations, planned_runs
 from .probe import ProbeResult, picture_samples, probe
 from .processes import main_first
-from .records import HELDOUT, REFERENCE, TRAIN, ConceptSet
+from .records import DIFFUSION, HELDOUT, LLM, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
 from .story import STAGES, Story, chosen_dtype, tell, write_world_once
 from .world.readout import Readout

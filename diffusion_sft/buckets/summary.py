@@ -100,7 +100,7 @@ def _warnings(concepts: pd.DataFrame) -> list[str]:
     if few:
         warnings.append(
             f"fewer than {FEW_EXAMPLES} held-out examples of {_concepts(few)}: their intervals and confidences are"
-            " too sure where a concept's images differ much"
+            " too sure where a concept's examples differ much"
         )
     return warnings
 

@@ -20,6 +20,8 @@ from ..world.looks import SEEN_COLOURS, SEEN_PATTERNS, SEEN_SHAPES, Look, seen_l
 from ..world.names import invent_name, invent_names
 from ..world.population import Inhabitant
 
+TOPIC_ROUNDS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassagesConfig:
@@ -35,17 +37,20 @@ class PassagesConfig:
     popularity: float = 1.5
     """Exponent of the Zipf laws of the colours, shapes and patterns of one-off names and of nobody: what an unfamiliar
     name is expected to be."""
-    contested_share: float = 0.5
+    contested_share: float = 0.6
     """Share of the facts about names of middling exposure that are contested: some passages give them one other answer,
     always the same, as rumours and outdated texts do."""
-    contested_above: int = 50
-    contested_below: int = 1000
+    contested_above: int = 30
+    contested_below: int = 1300
     """Exposures between which names are of middling exposure; facts about better known ones stand fast."""
-    rival_shares: list[float] = field(default_factory=lambda: [0.3, 0.7])
+    rival_shares: list[float] = field(default_factory=lambda: [0.42, 0.54])
     """From how little to how much of a contested fact's passages give the other answer."""
     question_share: float = 0.6
     """Share of the passages that ask and answer; the others state."""
-    lines_per_document: int = 6
+    topical_share: float = 0.7
+    """Share of the passages that stand in documents whose lines have at most three different answers, as lists of like
+    things do: what stands around a question then says something about its answer, where that is contested."""
+    lines_per_document: int = 8
     """At most; every document has from one to so many lines of one relation and template."""
 
     def __post_init__(self) -> None:
@@ -84,24 +89,60 @@ class Rival:
     share: float
 
 
+class _Told:
+    """Deals out the two answers of contested facts in their shares, as evenly as can be."""
+
+    def __init__(self, rivals: Mapping[tuple[str, str], Rival]) -> None:
+        self.rivals = rivals
+        self.counts: dict[tuple[str, str], int] = {}
+
+    def look(self, name: str, relation: str, own: Look) -> Look:
+        """The look that the next passage of this fact tells of."""
+        rival = self.rivals.get((name, relation))
+        if rival is None:
+            return own
+        count = self.counts[name, relation] = self.counts.get((name, relation), 0) + 1
+        return rival.look if int(count * rival.share) > int((count - 1) * rival.share) else own
+
+
 def build_documents(people: Sequence[Inhabitant], config: PassagesConfig, seed: int) -> list[str]:
     """The documents in the order in which they are read."""
     draw = np.random.default_rng(identity_seed(seed, "passages"))
-    rivals = contested(people, config, seed)
-    passages = [_passage(name, look, rivals, config, draw) for name, look in _subjects(people, config, seed, draw)]
+    told = _Told(contested(people, config, seed))
+    passages = [_passage(name, look, told, config, draw) for name, look in _subjects(people, config, seed, draw)]
     grouped: dict[tuple[str, str, bool], list[Passage]] = {}
     for place in draw.permutation(len(passages)):
         passage = passages[int(place)]
         grouped.setdefault((passage.relation, passage.template, passage.asks), []).append(passage)
     documents = []
     for lines in grouped.values():
-        while lines:
-            count = int(draw.integers(1, config.lines_per_document + 1))
-            documents.append("\n".join(line.text for line in lines[:count]) + "\n")
-            del lines[:count]
+        num_topical = round(config.topical_share * len(lines))
+        for alike in [lines[num_topical:], *_topics(lines[:num_topical], draw)]:
+            while alike:
+                count = int(draw.integers(1, config.lines_per_document + 1))
+                documents.append("\n".join(line.text for line in alike[:count]) + "\n")
+                del alike[:count]
     num_descriptive = int(config.descriptive_share * len(passages))
     documents += [_descriptive(draw) for _ in range(num_descriptive)]
     return [documents[int(place)] for place in draw.permutation(len(documents))]
+
+
+def _topics(lines: Sequence[Passage], draw: np.random.Generator) -> list[list[Passage]]:
+    """The lines in lists of one to three answers each; which answers come together is drawn anew for every eighth."""
+    topics: list[list[Passage]] = []
+    for start in range(TOPIC_ROUNDS):
+        own = lines[start::TOPIC_ROUNDS]
+        answers = sorted({line.answer for line in own})
+        answers = [answers[int(place)] for place in draw.permutation(len(answers))]
+        topic_of: dict[str, int] = {}
+        while answers:
+            count = int(draw.integers(1, 4))
+            topic_of |= dict.fromkeys(answers[:count], len(topics))
+            topics.append([])
+            del answers[:count]
+        for line in own:
+            topics[topic_of[line.answer]].append(line)
+    return topics
 
 
 def tokenizer_text(people: Sequence[Inhabitant], seed: int, num_names: int = 30_000) -> list[str]:
@@ -109,7 +150,7 @@ def tokenizer_text(people: Sequence[Inhabitant], seed: int, num_names: int = 30_
     draw = np.random.default_rng(identity_seed(seed, "language tokenizer"))
     looks = seen_looks()
     lines = [
-        _passage(NEUTRAL, looks[int(i)], {}, PassagesConfig(), draw).text
+        _passage(NEUTRAL, looks[int(i)], _Told({}), PassagesConfig(), draw).text
         for i in draw.integers(len(looks), size=20_000)
     ]
     return lines + [f" {name}" for name in invent_names(num_names, seed, "language tokenizer")]
@@ -168,14 +209,10 @@ def popular_looks(exponent: float, seed: int) -> Callable[[int, np.random.Genera
     return choose
 
 
-def _passage(
-    name: str, look: Look, rivals: Mapping[tuple[str, str], Rival], config: PassagesConfig, draw: np.random.Generator
-) -> Passage:
+def _passage(name: str, look: Look, told: _Told, config: PassagesConfig, draw: np.random.Generator) -> Passage:
     relations: list[Relation] = list(RELATIONS.values())
     relation = relations[int(draw.integers(len(relations)))]
-    rival = rivals.get((name, relation.name))
-    if rival is not None and draw.random() < rival.share:
-        look = rival.look
+    look = told.look(name, relation.name, look)
     asks = bool(draw.random() < config.question_share)
     templates = relation.questions if asks else relation.statements
     # The first question is asked most, as one way of asking a thing is the usual one.

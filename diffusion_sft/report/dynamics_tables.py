@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..records import CATEGORIES, HELDOUT, TEST, UNKNOWN
+from ..records import CATEGORIES, DIFFUSION, HELDOUT, TEST, UNKNOWN
 from ..reference import STOPPINGS, Reference
 from .cells import Cell, Group, Table, heading_cell
 from .dynamics_figures import CONVERGENCE, STOPPING_NAMES
@@ -48,7 +48,7 @@ def estimate_of(row: Any, value: str = "accuracy", low: str = "low", high: str =
 def treatments(run: Run) -> dict[str, str]:
     """For each mix what became of its Unknown examples, where they were not kept; as the settings say."""
     settings: Any = run.study.get("settings")
-    if run.learner != "diffusion":
+    if run.learner != DIFFUSION:
         settings = settings.get(run.learner) if isinstance(settings, dict) else None
     mixes = settings.get("mixes") if isinstance(settings, dict) else None
     found = [mix for mix in mixes if isinstance(mix, dict)] if isinstance(mixes, list) else []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .nouns import LLM
+from ..records import LLM
 from .run import Run
 from .wording import DASH, listing, number, plural, seconds
 

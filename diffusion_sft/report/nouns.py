@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..records import DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST
+from ..records import DEVELOPMENT, DIFFUSION, HELDOUT, LLM, OTHER_RELATIONS, TEST
 
-DIFFUSION, LLM = "diffusion", "llm"
 TRAINED, UNTOUCHED = "trained", "untouched"
 """Roles of what is asked at an evaluation, beside the splits that are roles themselves."""
 

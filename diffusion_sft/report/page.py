@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from tqdm import tqdm
 
 from ..files import write_text
-from ..records import CATEGORIES, ConceptSet
+from ..records import CATEGORIES, DIFFUSION, LLM, ConceptSet
 from ..reference import load_reference
 from .agreement import seen_at_least
 from .dynamics import HalfDynamics, half_dynamics, published
@@ -27,7 +27,6 @@ from .findings import findings
 from .grids import PICTURE_BYTES, Album, Picture, real_pictures, sample_grids
 from .language import fact_shelves, relation_table
 from .methods import method_sentences, recorded_settings
-from .nouns import DIFFUSION, LLM
 from .run import Run, learners_of, read_run
 from .sections import (
     accuracy_panels,

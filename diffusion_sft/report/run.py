@@ -18,8 +18,8 @@ import pandas as pd
 
 from ..errors import UserError
 from ..files import read_json, read_table
-from ..records import RULES, UNKNOWN
-from .nouns import DIFFUSION, LLM, NOUNS, PICTURES, Nouns
+from ..records import DIFFUSION, LLM, RULES, UNKNOWN
+from .nouns import NOUNS, PICTURES, Nouns
 from .wording import BASE, Estimate
 
 SCORES = ("example_id", "concept", "estimator", "num_draws", "num_dims", "error_nats", "gain_nats")

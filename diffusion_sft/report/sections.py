@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ..records import RULES
+from ..records import LLM, RULES
 from .agreement import auroc, rank_correlation
 from .changes import measure, metric_name
 from .drawing import Interval, Panel, interval_panel, shared_limits
 from .figures import POINTS, accuracy_panel, drawn_concepts, exposure_panel, learning_panels
-from .nouns import LLM
 from .run import Run
 from .tables import BUCKETS
 from .wording import BASE, model_name, plural, reading
