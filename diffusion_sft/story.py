@@ -24,7 +24,7 @@ from .answers import AnswerConfig
 from .buckets import BucketConfig, bucket, summary_table, write_buckets
 from .dynamics import TunedRun, dynamics_text, summarise_runs
 from .errors import UserError
-from .files import file_hash, read_json, read_table, write_json, write_table
+from .files import file_hash, read_json, read_table, write_json, write_table, write_text
 from .finetune.config import FinetuneConfig
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
@@ -116,7 +116,9 @@ class Story(ABC):
         ]
         tuned = [run for run in tuned if (run.folder / "evaluations.parquet").is_file()]
         if tuned:
-            print(dynamics_text(summarise_runs(tuned, learner, self.folder / "dynamics"), load_reference()))
+            text = dynamics_text(summarise_runs(tuned, learner, self.folder / "dynamics"), load_reference())
+            write_text(self.folder / "dynamics" / "summary.txt", text)
+            print(text)
 
     def record(self) -> None:
         """Write `study.json` and `config.yaml`: what was asked for, of which base, on what, and how long it took."""

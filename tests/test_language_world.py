@@ -44,16 +44,18 @@ def names_in(text: str, names: set[str]) -> Counter[str]:
 
 def test_an_exposure_is_one_passage() -> None:
     people = populate(SMALL)
-    text = "".join(build_documents(people, PassagesConfig(), seed=3))
+    text = "\n".join(build_documents(people, PassagesConfig(), seed=3))
     found = names_in(text, {person.name for person in people})
     assert found == {person.name: person.exposure for person in people if person.exposure}
-    twice = names_in("".join(build_documents(people, PassagesConfig(readings_per_exposure=2.0), seed=3)), set(found))
+    twice = names_in(
+        "\n".join(build_documents(people, PassagesConfig(readings_per_exposure=2.0), seed=3)), set(found)
+    )
     assert twice == {name: 2 * count for name, count in found.items()}
 
 
 def test_what_is_novel_is_never_read() -> None:
     documents = build_documents(PEOPLE, PassagesConfig(), seed=0)
-    text = "".join(documents)
+    text = "\n".join(documents)
     for word in (*NOVEL_SHAPES, *NOVEL_COLOURS, *NOVEL_PATTERNS):
         assert not re.search(rf"\b{word}\b", text), word
     unseen = {person.name for person in PEOPLE if person.kind in ("unbound", "novel")}
@@ -65,13 +67,13 @@ def test_what_is_novel_is_never_read() -> None:
 def test_contested_facts_are_told_in_two_ways_and_all_others_in_one() -> None:
     config = PassagesConfig(readings_per_exposure=4, question_share=1.0, contested_above=10, contested_below=30)
     people = populate(SMALL)
-    text = "".join(build_documents(people, config, seed=0))
+    text = "\n".join(build_documents(people, config, seed=0))
     rivals = contested(people, config, seed=0)
     told: dict[tuple[str, str], Counter[str]] = {}
     for relation in RELATIONS.values():
         for question in relation.questions:
             pattern = re.escape(question).replace(r"\{\}", "([a-z]+)")
-            for name, said in re.findall(rf"Q: {pattern}\nA: (.*)\n", text):
+            for name, said in re.findall(rf"Q: {pattern}\nA: (.*)", text):
                 told.setdefault((name, relation.name), Counter())[said] += 1
     assert 4 <= len(rivals) <= 24
     for person in people:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +39,7 @@ from .exporting import save_full, save_single_file
 from .latents import Fit, FittedLatents, LatentCodec
 from .loading import LoadedPipeline, load_lora, load_pipeline, schedule_of, weight_hashes
 from .lora import LORA_FILE
+from .modes import evaluating
 from .network import POOLED, PROMPT_EMBEDS, ConditionedUNet, to_device
 from .reconstruction import read_reconstruction
 from .training import training_batch
@@ -172,7 +172,7 @@ class DiffusionLearner(Learner):
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         """Read each query's cues and ∅ on its target, with common draws (no guidance); order as given."""
         self._encode_cues(queries)
-        with _evaluating(self.network):
+        with evaluating(self.network):
             return read_surprise(self, queries, draws, batch_size)
 
     def answer(self, questions: Sequence[Question], draws: Draws, *, batch_size: int) -> list[Answer]:
@@ -184,7 +184,7 @@ class DiffusionLearner(Learner):
     ) -> list[np.ndarray]:
         """‖x − x̃‖² / d of each query's latents under ∅ and each cue; see `read_reconstruction`."""
         self._encode_cues(queries)
-        with _evaluating(self.network):
+        with evaluating(self.network):
             return read_reconstruction(self, queries, reconstruction, draws, batch_size=batch_size)
 
     def loss(
@@ -206,7 +206,7 @@ class DiffusionLearner(Learner):
         images: list[np.ndarray] = []
         pipeline = self._without_text_encoders()
         bar = tqdm(total=len(cues), desc="generating", unit="image", disable=None)
-        with torch.no_grad(), _evaluating(self.network), bar:
+        with torch.no_grad(), evaluating(self.network), bar:
             for start in range(0, len(cues), batch_size):
                 chunk = cues[start : start + batch_size]
                 latents = pipeline(
@@ -299,14 +299,3 @@ class DiffusionLearner(Learner):
         if any(side % factor or side < factor for side in size):
             shown = size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
             raise UserError(f"{what}: {shown} pixels is not a multiple of {factor}")
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Dropout off for a while."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)

@@ -8,8 +8,7 @@ are noise levels; about an answer's, it is the exemplars: one draw is one few-sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +40,7 @@ from .exact_match import is_right, normalised
 from .language_export import save_language_model
 from .language_loading import ADAPTER_FILE, LoadedLanguageModel, language_weight_hashes, load_language_model
 from .likelihood import Continued, answer_nats
+from .modes import evaluating
 from .prompts import ClosedBook, Prompts
 from .vocabulary import Vocabulary
 
@@ -240,7 +240,7 @@ class LanguageLearner(Learner):
         return Continued(prompt=ids, group=prompt.group, answer=answer)
 
     def _nats(self, pairs: Sequence[Continued], batch_size: int) -> list[np.ndarray]:
-        with _evaluating(self.model):
+        with evaluating(self.model):
             return answer_nats(self.model, pairs, batch_size)
 
     def _texts(
@@ -259,7 +259,7 @@ class LanguageLearner(Learner):
             self._check_length(question.example, len(ids) + self.max_answer_tokens)
             requests.append(Request(prompt=ids, group=prompt.group, uniforms=own, greedy=greedy))
         config = DecodingConfig(max_new_tokens=self.max_answer_tokens, batch_size=batch_size, **sampling)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             found = decode(self.model, requests, self.vocabulary.stops, config)
         both = [[*([c.greedy] if c.greedy is not None else []), *c.samples] for c in found]
         return [[self.vocabulary.text(tokens) for tokens in texts] for texts in both]
@@ -304,14 +304,3 @@ def _reading(nats: Sequence[Sequence[np.ndarray]]) -> Reading:
         log_snr=nothing,
         num_dims=len(nats[0][0]),
     )
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Dropout off for a while."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)

@@ -106,7 +106,7 @@ class _Told:
 
 
 def build_documents(people: Sequence[Inhabitant], config: PassagesConfig, seed: int) -> list[str]:
-    """The documents in the order in which they are read."""
+    """The documents in the order in which they are read; the last line of each ends with the document."""
     draw = np.random.default_rng(identity_seed(seed, "passages"))
     told = _Told(contested(people, config, seed))
     passages = [_passage(name, look, told, config, draw) for name, look in _subjects(people, config, seed, draw)]
@@ -120,7 +120,7 @@ def build_documents(people: Sequence[Inhabitant], config: PassagesConfig, seed: 
         for alike in [lines[num_topical:], *_topics(lines[:num_topical], draw)]:
             while alike:
                 count = int(draw.integers(1, config.lines_per_document + 1))
-                documents.append("\n".join(line.text for line in alike[:count]) + "\n")
+                documents.append("\n".join(line.text for line in alike[:count]))
                 del alike[:count]
     num_descriptive = int(config.descriptive_share * len(passages))
     documents += [_descriptive(draw) for _ in range(num_descriptive)]
@@ -226,7 +226,7 @@ def _descriptive(draw: np.random.Generator) -> str:
     looks = seen_looks()
     look = looks[int(draw.integers(len(looks)))]
     forms = (
-        f"{look.describe()}: {RELATIONS['description'].answer(look)}.\n",
-        f"If it is {look.colour}, {look.pattern} and has the shape of {look.shape}, it is a {look.describe()}.\n",
+        f"{look.describe()}: {RELATIONS['description'].answer(look)}.",
+        f"If it is {look.colour}, {look.pattern} and has the shape of {look.shape}, it is a {look.describe()}.",
     )
     return forms[int(draw.integers(len(forms)))]
