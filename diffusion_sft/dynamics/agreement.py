@@ -16,13 +16,15 @@ COUNTERPART = {TEST: "in_distribution", UNTOUCHED: "in_distribution", OTHER_RELA
 (test) or of others. Untouched concepts are what a set of pictures has in the place of test facts."""
 COEFFICIENTS = ("b_known", "b_unknown")
 """The terms whose sign is a finding."""
+FLAT = 1e-9
+"""Percentage points below which a coefficient is what rounding leaves of none."""
 
 
 def agreement(linear_model: pd.DataFrame, reference: Reference) -> pd.DataFrame:
     """One row per role with a published counterpart and coefficient; estimates and intervals in percentage points.
 
-    sign_agrees is missing where nothing could be estimated, excludes_zero where there is no interval; the interval is
-    the one that is robust to dependence within runs.
+    sign_agrees is missing where nothing could be estimated, and where the accuracy never changed; excludes_zero where
+    there is no interval; the interval is the one that is robust to dependence within runs.
 
     Args:
         linear_model: `linear_model`'s table, in 0..1.
@@ -45,7 +47,7 @@ def agreement(linear_model: pd.DataFrame, reference: Reference) -> pd.DataFrame:
                 "low_points": low,
                 "high_points": high,
                 "published_points": published,
-                "sign_agrees": bool(np.sign(estimate) == np.sign(published)) if np.isfinite(estimate) else None,
+                "sign_agrees": bool(np.sign(estimate) == np.sign(published)) if abs(estimate) > FLAT else None,
                 "excludes_zero": bool(low > 0 or high < 0) if np.isfinite(low) else None,
             }
         )

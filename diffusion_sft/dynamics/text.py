@@ -157,7 +157,10 @@ def _agreement(result: DynamicsResult, reference: Reference) -> str:
     for row in agreement(result.linear_model, reference).itertuples():
         place = f"  {row.role} (beside {row.published_as}), {row.term}: "
         if row.sign_agrees is None:
-            lines.append(f"{place}not estimated, the points cannot tell it")
+            flat = row.estimate_points == row.estimate_points
+            lines.append(
+                f"{place}{'none: the accuracy never changed' if flat else 'not estimated, the points cannot tell it'}"
+            )
             continue
         zero = {True: "excludes 0", False: "holds 0", None: "is missing (too few runs)"}[row.excludes_zero]
         lines.append(f"{place}sign {'agrees' if row.sign_agrees else 'DISAGREES'}, its interval {zero}")
