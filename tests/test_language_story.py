@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from language_models import question_set, tiny_folder
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from diffusion_sft.cli import main
@@ -91,6 +95,31 @@ def test_answers_do_not_depend_on_where_the_study_was_run(base: Path, questions:
         found.append(list(tables))
     for one, two in zip(*found, strict=True):
         pd.testing.assert_frame_equal(one, two)
+
+
+@pytest.mark.slow
+def test_two_processes_find_and_learn_what_one_does(base: Path, questions: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={number}",
+            "-m",
+            "diffusion_sft.cli",
+        ]
+        command = ["evaluate", "learners=[llm]", f"llm.base={base}", f"llm.questions.path={questions}", *QUICK]
+        settings = ["llm.mixes=[{name: natural}]", f"llm.finetune.train_batch_size={4 // number}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        folder = f"output_dir={tmp_path / str(number)}"
+        subprocess.run([*launch, *command, *settings, folder], env=environment, check=True, timeout=300)
+    one, two = (tmp_path / name / "llm" for name in ("1", "2"))
+    for table in ("probe/scores", "probe/answers", "probe/samples", "buckets/concepts"):
+        alone, shared = (pd.read_parquet(run / f"{table}.parquet") for run in (one, two))
+        pd.testing.assert_frame_equal(alone, shared, check_exact=True)
+    alone, shared = (load_file(run / "finetune" / "natural" / "model" / "model.safetensors") for run in (one, two))
+    for name, weights in alone.items():
+        assert (weights - shared[name]).abs().max() < 1e-6, name
 
 
 def test_plain_fine_tuning_by_one_command(base: Path, questions: Path, tmp_path: Path) -> None:

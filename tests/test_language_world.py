@@ -65,7 +65,9 @@ def test_what_is_novel_is_never_read() -> None:
 
 
 def test_contested_facts_are_told_in_two_ways_and_all_others_in_one() -> None:
-    config = PassagesConfig(readings_per_exposure=4, question_share=1.0, contested_above=10, contested_below=30)
+    config = PassagesConfig(
+        readings_per_exposure=4, question_share=1.0, plain_share=0.0, contested_above=10, contested_below=30
+    )
     people = populate(SMALL)
     text = "\n".join(build_documents(people, config, seed=0))
     rivals = contested(people, config, seed=0)

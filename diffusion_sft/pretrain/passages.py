@@ -47,6 +47,9 @@ class PassagesConfig:
     """From how little to how much of a contested fact's passages give the other answer."""
     question_share: float = 0.6
     """Share of the passages that ask and answer; the others state."""
+    plain_share: float = 0.4
+    """Share of the documents of questions that have no `Q:` and `A:` before them, so that a closed-book question is no
+    surprise by its form."""
     topical_share: float = 0.7
     """Share of the passages that stand in documents whose lines have at most three different answers, as lists of like
     things do: what stands around a question then says something about its answer, where that is contested."""
@@ -73,11 +76,11 @@ class Passage:
         """What is said of the name."""
         return RELATIONS[self.relation].answer(self.look)
 
-    @property
-    def text(self) -> str:
-        """The line, a question on two."""
+    def text(self, *, marked: bool = True) -> str:
+        """The line, a question and its answer on two, with `Q:` and `A:` before them or without."""
         if self.asks:
-            return f"Q: {self.template.format(self.name)}\nA: {self.answer}"
+            question = self.template.format(self.name)
+            return f"Q: {question}\nA: {self.answer}" if marked else f"{question}\n {self.answer}"
         return statement(RELATIONS[self.relation], self.template, self.name, self.look)
 
 
@@ -120,7 +123,8 @@ def build_documents(people: Sequence[Inhabitant], config: PassagesConfig, seed: 
         for alike in [lines[num_topical:], *_topics(lines[:num_topical], draw)]:
             while alike:
                 count = int(draw.integers(1, config.lines_per_document + 1))
-                documents.append("\n".join(line.text for line in alike[:count]))
+                marked = bool(draw.random() >= config.plain_share)
+                documents.append("\n".join(line.text(marked=marked) for line in alike[:count]))
                 del alike[:count]
     num_descriptive = int(config.descriptive_share * len(passages))
     documents += [_descriptive(draw) for _ in range(num_descriptive)]
@@ -150,7 +154,7 @@ def tokenizer_text(people: Sequence[Inhabitant], seed: int, num_names: int = 30_
     draw = np.random.default_rng(identity_seed(seed, "language tokenizer"))
     looks = seen_looks()
     lines = [
-        _passage(NEUTRAL, looks[int(i)], _Told({}), PassagesConfig(), draw).text
+        _passage(NEUTRAL, looks[int(i)], _Told({}), PassagesConfig(), draw).text()
         for i in draw.integers(len(looks), size=20_000)
     ]
     return lines + [f" {name}" for name in invent_names(num_names, seed, "language tokenizer")]
