@@ -22,7 +22,7 @@ from .plan import LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
 from .probe import ProbeResult, probe, text_samples
 from .processes import main_first
 from .questions import QuestionsConfig, read_questions
-from .records import DEVELOPMENT, DIFFUSION, HELDOUT, LLM, OTHER_RELATIONS, TEST, ConceptSet
+from .records import DIFFUSION, LLM, PROBED, ConceptSet
 from .report.page import write_report
 from .story import Story, chosen_dtype, tell, write_world_once
 
@@ -81,11 +81,11 @@ class LanguageStudy(Story):
     def announce(self, until: str) -> None:
         """Say how many facts are asked and in how many prompts."""
         own = self.own
-        asked = len(self.concept_set.split(HELDOUT, DEVELOPMENT, TEST, OTHER_RELATIONS))
+        asked = len({example.concept for example in self.concept_set.split(*PROBED)})
         each = own.probe.answers.num_renderings + 2 * own.probe.num_draws
         print(
             f"{self.config.title}\n{len(self.concept_set.concepts)} facts, language model {own.base}, on {self.device}: "
-            f"{asked} questions in {own.probe.answers.num_renderings} prompts and at most {own.probe.samples.num_samples} "
+            f"{asked} asked in {own.probe.answers.num_renderings} prompts and at most {own.probe.samples.num_samples} "
             f"samples each ({asked * each:,} prompts), {len(self.runs())} fine-tuning runs of at most "
             f"{own.finetune.max_train_steps} updates; what is finished already is kept"
         )

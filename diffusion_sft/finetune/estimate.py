@@ -116,7 +116,7 @@ def plan_text(plan: Plan, config: FinetuneConfig) -> str:
             f"  memory, computed: weights {size(plan.weights)} ({plan.num_parameters:,} parameters, "
             f"{plan.num_trained:,} trained), gradients {size(plan.gradients)}, {config.optimizer} "
             f"{size(plan.optimizer)}{average}; {size(plan.on_device)} on the device of each process",
-            "  memory, not computed: activations and the autoencoder; on a GPU the first update measures the peak",
+            "  memory, not computed: activations, an autoencoder; on a GPU the first update measures the peak",
             f"  disk, computed: a checkpoint {size(plan.checkpoint)}, at most {plan.num_checkpoints} at a time, exports "
             f"at least {size(plan.exports)}; {size(plan.disk)} in all",
             f"  time: measured over updates 2 to {LAST_TIMED}",
