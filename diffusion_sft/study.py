@@ -27,7 +27,7 @@ from .evaluate import (
 from .evaluate.cache import fitted_image
 from .files import read_table
 from .language_study import LanguageStudy
-from .learner import ReadLabels
+from .learner import PIPELINE_LAYOUT, ReadLabels
 from .learners.diffusion import DiffusionLearner
 from .machine import evaluations_per_second
 from .plan import PlannedRun, StudyConfig, network_evaluations, planned_runs
@@ -37,8 +37,6 @@ from .records import DIFFUSION, HELDOUT, LLM, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
 from .story import STAGES, Story, chosen_dtype, tell, write_world_once
 from .world.readout import Readout
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class DiffusionStudy(Story):
@@ -152,9 +150,12 @@ class DiffusionStudy(Story):
 
     def _tuned(self, model: str) -> DiffusionLearner:
         folder = self.folder / "finetune" / model
-        if (folder / LORA_FILE).exists():
-            return self._load(dtype=chosen_dtype(self.config.dtype, self.device), lora=folder / LORA_FILE)
-        return self._load(dtype=chosen_dtype(self.config.dtype, self.device), path=str(folder / "pipeline"))
+        adapters = folder / PIPELINE_LAYOUT.adapters
+        if adapters.exists():
+            return self._load(dtype=chosen_dtype(self.config.dtype, self.device), lora=adapters)
+        return self._load(
+            dtype=chosen_dtype(self.config.dtype, self.device), path=str(folder / PIPELINE_LAYOUT.folder)
+        )
 
     def announce(self, until: str) -> None:
         """Say how many network evaluations there are, and how long they take here."""

@@ -11,12 +11,12 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..learner import Layout
+from ..learner import PIPELINE_LAYOUT, Layout
 from ..records import DEVELOPMENT, OTHER_RELATIONS, TEST
 from .config import FinetuneConfig
 from .evaluations import HELD_OUT, ROLES, TRAINED, UNTOUCHED
 
-LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
+LORA_FILE, KOHYA_FILE = PIPELINE_LAYOUT.adapters, "pytorch_lora_weights_kohya.safetensors"
 ADAPTER_SETTINGS = "adapter_config.json"
 """Beside peft's adapters of a language model."""
 
