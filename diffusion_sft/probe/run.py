@@ -22,11 +22,11 @@ from ..answers import answer, make_questions
 from ..errors import UserError
 from ..files import file_hash, read_json, read_table, write_json, write_table
 from ..learner import NULL_CUE, Learner, Query, Question
+from ..parts import Parts
 from ..processes import is_main, wait_for_everyone
 from ..records import EXEMPLAR, PROBED, ConceptSet, Draws, Example
 from ..settings import settings_dict
 from .config import LanguageProbeConfig, ProbeConfig
-from .parts import Parts
 from .samples import SAMPLE_COLUMNS, Sampling
 from .scores import own_caption, score
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..files import read_table, replaced
-from ..processes import is_main, process_count, process_index, shared_file, wait_for_everyone
+from .files import read_table, replaced
+from .processes import is_main, process_count, process_index, shared_file, wait_for_everyone
 
 
 class _OfConcept(Protocol):
@@ -45,15 +45,15 @@ class Parts:
     and the counts are of all processes together; only the main process shows them.
     """
 
-    def __init__(self, folder: Path, concepts_per_part: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, concepts_per_part: int, stage: str = "probe") -> None:
+        self.folder, self.stage = folder, stage
         self.concepts_per_part = concepts_per_part
         self.num_evaluations = 0
         self._expected = 0
         self._started = time.monotonic()
         self._told = not is_main()
         shown = None if is_main() else True
-        self._bar: tqdm = tqdm(total=0, desc="probe", unit="eval", unit_scale=True, disable=shown)
+        self._bar: tqdm = tqdm(total=0, desc=stage, unit="eval", unit_scale=True, disable=shown)
 
     def __enter__(self) -> Parts:
         return self
@@ -130,7 +130,7 @@ class Parts:
             # Where standard error is no terminal there is no bar, and this line is all that tells the time.
             rate = self.num_evaluations / self.seconds
             left = (self._expected - self.num_evaluations) / rate
-            self._bar.write(f"probe: {rate:,.0f} evaluations/s, about {_duration(left)} left", file=sys.stderr)
+            self._bar.write(f"{self.stage}: {rate:,.0f} evaluations/s, about {_duration(left)} left", file=sys.stderr)
             self._told = True
 
 
