@@ -16,6 +16,7 @@ VERBS = {
     "study": "the whole story, of a Stable Diffusion, a language model or both: probe, buckets, mixes, report",
     "probe": "measure what the base knows of every concept (prior error, gain, answers)",
     "bucket": "sort the probed concepts into known and unknown, and into SliCK's four categories",
+    "solve": "read generation, inputs and weights as systems of equations: rounds, solution classes, J δ = r, forecasts",
     "finetune": "fine-tune the UNet on a folder of captioned images, or on a mix of buckets",
     "sft": "fine-tune a language model on questions and answers, closed-book, or on a mix of their categories",
     "generate": "draw pictures from prompts with a base, a fine-tuned pipeline or a LoRA",
@@ -31,7 +32,7 @@ VERBS = {
 }
 GROUPS = {"data": "look at concept sets", "cache": "keep encoded images and captions on disk"}
 """First words of the verbs of two words."""
-STUDY_VERBS = ("study", "probe", "bucket", "evaluate", "report")
+STUDY_VERBS = ("study", "probe", "bucket", "solve", "evaluate", "report")
 EXAMPLES = """examples:
   diffusion-sft study configs/quickstart.yaml
   diffusion-sft study configs/sd15.yaml base=/models/stable-diffusion-v1-5 concepts.path=/data/my-photos
@@ -42,7 +43,7 @@ EXAMPLES = """examples:
   diffusion-sft data check concepts.path=/data/my-photos
   diffusion-sft finetune --settings          every setting with its default and meaning
 
-probe, bucket, evaluate and report take a study's settings and do the stages before them where those are missing.
+probe, bucket, solve, evaluate and report take a study's settings and do the stages before them where those are missing.
 A mistake in settings or data ends with one line on stderr and exit code 2."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .answers import AnswerConfig
-from .learners.language import LanguageLearner
+from .learners.language import LANGUAGE_LAYOUT, LanguageLearner
 from .learners.prompts import ClosedBook, FewShot, Prompts
 from .plan import LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
 from .probe import ProbeResult, probe, text_samples
@@ -24,6 +24,8 @@ from .processes import main_first
 from .questions import QuestionsConfig, read_questions
 from .records import DIFFUSION, LLM, PROBED, ConceptSet
 from .report.page import write_report
+from .solve.run import Task
+from .solving import text_systems
 from .story import Story, chosen_dtype, tell, write_world_once
 
 
@@ -42,6 +44,7 @@ class LanguageStudy(Story):
             "bucket": lambda: self.sort_into_buckets(self.own.buckets),
             "finetune": lambda: self.teach(self._load_to_train, self.own.finetune, AnswerConfig()),
             "evaluate": lambda: self.summarise_dynamics(LLM),
+            "solve": self.solve_systems,
         }
         return stages if DIFFUSION in self.config.learners else stages | {"report": self.report}
 
@@ -49,6 +52,15 @@ class LanguageStudy(Story):
         """SliCK: ten few-shot prompts for each fact, greedy and sampled; likelihoods under the same prompts."""
         base, settings = self.base(), self.own.probe
         return probe(base, self.concept_set, settings, self.folder / "probe", text_samples(base, settings))
+
+    def solve_systems(self) -> None:
+        """Generation, inputs and weights as systems of equations; forecasts of the runs."""
+        config = self.own.solve
+        runs = self.tuned_runs(self.own.finetune, AnswerConfig(), self._tuned)
+        task = Task(
+            learner=LLM, concept_set=self.concept_set, labels=self.labels(), answers=AnswerConfig(), runs=runs
+        )
+        self.solve(text_systems(self.base(), self._load_to_train, config), task, config, per_part=64)
 
     def report(self) -> Path:
         """One page that shows it all, where this is the only half."""
@@ -93,10 +105,26 @@ class LanguageStudy(Story):
     def _load_to_train(self) -> LanguageLearner:
         return self._load(torch.float32, ClosedBook(), None)
 
-    def _load(self, dtype: torch.dtype, prompts: Prompts, device_map: str | None) -> LanguageLearner:
+    def _tuned(self, run: PlannedRun) -> LanguageLearner:
+        folder = self.folder / "finetune" / run.name
+        adapters = folder / LANGUAGE_LAYOUT.adapters
+        if adapters.exists():
+            return self._load(torch.float32, ClosedBook(), None, adapter=folder)
+        return self._load(torch.float32, ClosedBook(), None, path=str(folder / LANGUAGE_LAYOUT.folder))
+
+    def _load(
+        self,
+        dtype: torch.dtype,
+        prompts: Prompts,
+        device_map: str | None,
+        *,
+        path: str | None = None,
+        adapter: Path | None = None,
+    ) -> LanguageLearner:
         return LanguageLearner.load(
-            self.own.base,
-            revision=self.own.revision,
+            path or self.own.base,
+            revision=self.own.revision if path is None else None,
+            adapter=adapter,
             device=self.device,
             dtype=dtype,
             device_map=device_map,

@@ -80,6 +80,7 @@ class Parts:
         items: Sequence[T],
         compute: Callable[[Sequence[T]], pd.DataFrame],
         count: Callable[[Sequence[T]], int],
+        concepts_per_part: int | None = None,
     ) -> pd.DataFrame:
         """The rows of all items, in the order of concept names; every process gets them all.
 
@@ -88,8 +89,9 @@ class Parts:
             items: what there is to be done.
             compute: the rows for some items, which must not depend on which others come with them.
             count: the network evaluations that it takes for them; they must have been announced.
+            concepts_per_part: where this table's parts are smaller or larger than the others'.
         """
-        parts = self._parts(name, items, count)
+        parts = self._parts(name, items, count, concepts_per_part or self.concepts_per_part)
         missing = [part for part in parts if not part.file.exists()]
         self.expect(sum(part.num_evaluations for part in missing) - sum(part.num_evaluations for part in parts))
         wait_for_everyone()  # until then nobody writes, so that all count the same parts as missing
@@ -101,19 +103,19 @@ class Parts:
         wait_for_everyone()
         tables = [read_table(shared_file(part.file)) for part in parts]
         self._still_missing(missing)
-        return pd.concat(tables, ignore_index=True)
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def remove(self) -> None:
         """Delete all parts, stale ones too; their rows are in the finished tables."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
-    def _parts(self, name: str, items: Sequence[T], count: Callable[[Sequence[T]], int]) -> list[_Part]:
+    def _parts(self, name: str, items: Sequence[T], count: Callable[[Sequence[T]], int], size: int) -> list[_Part]:
         by_concept: dict[str, list[T]] = {}
         for item in items:
             by_concept.setdefault(item.concept, []).append(item)
         names, parts = sorted(by_concept), []
-        for start in range(0, len(names), self.concepts_per_part):
-            some = [item for concept in names[start : start + self.concepts_per_part] for item in by_concept[concept]]
+        for start in range(0, len(names), size):
+            some = [item for concept in names[start : start + size] for item in by_concept[concept]]
             parts.append(_Part(self.folder / f"{name}-{start:06d}.parquet", some, count(some)))
         return parts
 

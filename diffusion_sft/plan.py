@@ -16,6 +16,7 @@ from .finetune.mixes import MixConfig
 from .probe import LanguageProbeConfig, ProbeConfig
 from .questions import QuestionsConfig
 from .records import DIFFUSION, HELDOUT, LEARNERS, ConceptSet
+from .solve.config import PictureSolveConfig, TextSolveConfig
 from .world.population import WorldConfig
 
 
@@ -38,6 +39,7 @@ class LanguageStudyConfig:
     seeds: list[int] = field(default_factory=list)
     """As the study's own."""
     finetune: LanguageFinetuneConfig = field(default_factory=LanguageFinetuneConfig)
+    solve: TextSolveConfig = field(default_factory=TextSolveConfig)
 
     def __post_init__(self) -> None:
         _check_mixes(self.mixes, self.seeds)
@@ -79,6 +81,7 @@ class StudyConfig:
     seeds: list[int] = field(default_factory=list)
     """Each mix is drawn and taught once with each of these; empty: once, with finetune.seed."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    solve: PictureSolveConfig = field(default_factory=PictureSolveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     llm: LanguageStudyConfig = field(default_factory=LanguageStudyConfig)
 

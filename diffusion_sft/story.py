@@ -1,10 +1,10 @@
 """What the two halves of a study have in common: stages in their order, timed, recorded, shared among processes.
 
-    concepts -> probe -> buckets -> fine-tune on mixes -> (generate) -> evaluate -> report
+    concepts -> probe -> buckets -> fine-tune on mixes -> (generate) -> evaluate -> solve -> report
 
 Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
 run again with a setting changed, only does what is missing. Launched as several processes (torchrun, accelerate
-launch), all of them probe, fine-tune and generate; the rest is the main one's.
+launch), all of them probe, fine-tune, generate and solve; the rest is the main one's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,32 @@ from .dynamics import TunedRun, dynamics_text, summarise_runs
 from .errors import UserError
 from .files import file_hash, read_json, read_table, write_json, write_table, write_text
 from .finetune.config import FinetuneConfig
-from .finetune.evaluations import make_exam
+from .finetune.evaluations import Exam, early_stop_update, make_exam
 from .finetune.loop import finetune
-from .finetune.mixes import compose
+from .finetune.mixes import Mix, compose
 from .learner import Learner
 from .machine import hardware, pick_device, versions
 from .plan import PlannedRun, StudyConfig
 from .processes import is_main, process_count, process_device, wait_for_everyone
-from .records import ConceptSet
+from .records import ConceptSet, Draws
 from .reference import load_reference
 from .settings import settings_dict, settings_yaml
+from .solve.config import PictureSolveConfig, TextSolveConfig
+from .solve.run import Task, solve
+from .systems import ForecastRun, Systems
 from .world.population import WorldConfig
 from .world.write import write_world
 
-STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "report")
-SHARED = ("probe", "finetune", "generate")
+STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "solve", "report")
+BESIDE = {"solve": ("generate", "evaluate")}
+"""Stages that come before another one and are not needed for it."""
+SHARED = ("probe", "finetune", "generate", "solve")
 """Stages whose work is divided among the processes; the others are done by the main one."""
+
+
+def stages_until(last: str) -> list[str]:
+    """The stages that are run for this one to be done, in their order."""
+    return [name for name in STAGES[: STAGES.index(last) + 1] if name not in BESIDE.get(last, ())]
 
 
 class Story(ABC):
@@ -59,7 +70,7 @@ class Story(ABC):
         if is_main():
             self.announce(until)
         stages, outcome = self.stages(), None
-        wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages]
+        wanted = [name for name in stages_until(until) if name in stages]
         for place, name in enumerate(wanted):
             if is_main() or name in SHARED:
                 with self._timed(name):
@@ -101,12 +112,52 @@ class Story(ABC):
 
     def teach(self, load: Callable[[], Learner], config: FinetuneConfig, answers: AnswerConfig) -> None:
         """Teach the base each mix with each seed, always starting from the base."""
-        labels = read_table(self.folder / "buckets" / "concepts.parquet")
         for run in self.runs():
-            settings = replace(config, seed=run.seed)
-            mix = replace(compose(run.mix, labels, self.concept_set, run.seed), name=run.name)
-            exam = make_exam(mix, labels, self.concept_set, settings, answers)
-            finetune(load(), mix, exam, settings, self.folder / "finetune" / run.name)
+            mix, exam = self.composed(run, config, answers)
+            finetune(load(), mix, exam, replace(config, seed=run.seed), self.folder / "finetune" / run.name)
+
+    def composed(self, run: PlannedRun, config: FinetuneConfig, answers: AnswerConfig) -> tuple[Mix, Exam]:
+        """What a run is taught, and what it is asked."""
+        labels = self.labels()
+        mix = replace(compose(run.mix, labels, self.concept_set, run.seed), name=run.name)
+        return mix, make_exam(mix, labels, self.concept_set, replace(config, seed=run.seed), answers)
+
+    def solve(
+        self, systems: Systems, task: Task, config: PictureSolveConfig | TextSolveConfig, per_part: int
+    ) -> None:
+        """Read the base's systems, and forecast the runs that there are."""
+        tables = solve(systems, task, config, self.folder / "solve", per_part)
+        if is_main() and tables:
+            print((self.folder / "solve" / "summary.txt").read_text(encoding="utf-8"))
+
+    def tuned_runs(
+        self, config: FinetuneConfig, answers: AnswerConfig, load: Callable[[PlannedRun], Learner]
+    ) -> list[ForecastRun]:
+        """The finished runs of this half, with what they were taught and asked; `load` loads what a run left."""
+        found = []
+        for run in self.runs():
+            evaluations = self.folder / "finetune" / run.name / "evaluations.parquet"
+            if not evaluations.is_file():
+                continue
+            mix, exam = self.composed(run, config, answers)
+            table = read_table(evaluations)
+            found.append(
+                ForecastRun(
+                    concept=run.name,
+                    examples=mix.examples,
+                    questions=exam.questions,
+                    categories=exam.categories,
+                    draws=Draws(seed=run.seed, count=config.validation_draws),
+                    evaluations=table,
+                    early_update=early_stop_update(table),
+                    real_step=partial(_real_step, partial(load, run)),
+                )
+            )
+        return found
+
+    def labels(self) -> pd.DataFrame:
+        """One row per concept, as it was sorted."""
+        return read_table(self.folder / "buckets" / "concepts.parquet")
 
     def summarise_dynamics(self, learner: str) -> None:
         """How fast each category was fitted and what that did, beside the published figures."""
@@ -146,6 +197,15 @@ class Story(ABC):
         self.seconds[stage] = round(time.monotonic() - started, 1)
         if is_main():
             self.record()
+
+
+def _real_step(load: Callable[[], Learner], parameters: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """θ of what a run left less θ0, flat in the parameters' order; None where it lacks any of these weights."""
+    parts = load().parts()
+    found = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    if set(parameters) - set(found):
+        return None
+    return torch.cat([(found[name].detach().to(own) - own.detach()).flatten() for name, own in parameters.items()])
 
 
 def tell(notes: Sequence[str], problems: pd.DataFrame, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The whole story in the order in which it happens; with `language_study`, the only place that names concrete learners.
 
-concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> report
+concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> solve -> report
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from .evaluate import (
     readout_reader,
 )
 from .evaluate.cache import fitted_image
-from .files import read_table
 from .language_study import LanguageStudy
 from .learner import PIPELINE_LAYOUT, ReadLabels
 from .learners.diffusion import DiffusionLearner
@@ -35,7 +34,9 @@ from .probe import ProbeResult, picture_samples, probe
 from .processes import main_first
 from .records import DIFFUSION, HELDOUT, LLM, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
-from .story import STAGES, Story, chosen_dtype, tell, write_world_once
+from .solve.run import Task
+from .solving import picture_systems
+from .story import Story, chosen_dtype, stages_until, tell, write_world_once
 from .world.readout import Readout
 
 
@@ -57,6 +58,7 @@ class DiffusionStudy(Story):
             ),
             "generate": self.generate_all,
             "evaluate": self.evaluate,
+            "solve": self.solve_systems,
             "report": self.report,
         }
 
@@ -65,6 +67,20 @@ class DiffusionStudy(Story):
         base, settings = self.base(), self.config.probe
         sampling = picture_samples(base, settings, self.read_labels())
         return probe(base, self.concept_set, settings, self.folder / "probe", sampling)
+
+    def solve_systems(self) -> None:
+        """Generation, inputs and weights as systems of equations; forecasts of the runs."""
+        config, answers = self.config.solve, self.config.probe.answers
+        runs = self.tuned_runs(self.config.finetune, answers, lambda run: self._tuned(run.name, torch.float32))
+        systems = picture_systems(
+            self.base(),
+            lambda: self._load(dtype=torch.float32),
+            self.read_labels(),
+            config,
+            self.config.probe.estimator,
+        )
+        task = Task(learner=DIFFUSION, concept_set=self.concept_set, labels=self.labels(), answers=answers, runs=runs)
+        self.solve(systems, task, config, per_part=4)
 
     def runs(self) -> list[PlannedRun]:
         """Every mix with every seed."""
@@ -83,7 +99,7 @@ class DiffusionStudy(Story):
         found = evaluate(
             {model: read_generated(self.folder / "evaluate" / model) for model in self.models()},
             self.concept_set,
-            read_table(self.folder / "buckets" / "concepts.parquet"),
+            self.labels(),
             Instruments(extractor=self.extractor(), read_labels=self.read_labels()),
             self.config.evaluate,
             self.folder / "evaluate",
@@ -148,20 +164,19 @@ class DiffusionStudy(Story):
             cache_dir=Path(self.config.cache_dir) if self.config.cache_dir else None,
         )
 
-    def _tuned(self, model: str) -> DiffusionLearner:
+    def _tuned(self, model: str, dtype: torch.dtype | None = None) -> DiffusionLearner:
         folder = self.folder / "finetune" / model
         adapters = folder / PIPELINE_LAYOUT.adapters
+        dtype = dtype or chosen_dtype(self.config.dtype, self.device)
         if adapters.exists():
-            return self._load(dtype=chosen_dtype(self.config.dtype, self.device), lora=adapters)
-        return self._load(
-            dtype=chosen_dtype(self.config.dtype, self.device), path=str(folder / PIPELINE_LAYOUT.folder)
-        )
+            return self._load(dtype=dtype, lora=adapters)
+        return self._load(dtype=dtype, path=str(folder / PIPELINE_LAYOUT.folder))
 
     def announce(self, until: str) -> None:
         """Say how many network evaluations there are, and how long they take here."""
         config, base = self.config, self.base()
         print(f"{config.title}\n{len(self.concept_set.concepts)} concepts, base {config.base}, on {self.device}")
-        wanted = STAGES[: STAGES.index(until) + 1]
+        wanted = stages_until(until)
         counts = {stage: n for stage, n in network_evaluations(config, self.concept_set).items() if stage in wanted}
         if counts:
             rate = evaluations_per_second(base, self.concept_set.split(HELDOUT)[0], config.probe.batch_size)

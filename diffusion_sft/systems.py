@@ -9,14 +9,18 @@ Learners fill these in (`learners/`), the solve stage reads them (`solve/`); nei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from .learner import Question
+from .learner import Answer, Question
+from .numerics.gaussianity import Gaussianity
 from .numerics.linear_map import LinearMap
+from .records import Draws, Example
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,10 +69,15 @@ class InputSolution:
     """What is left under the budget of steps: nats per answer token, or squared error per dimension."""
     num_steps: int
     """Steps until the residual came within a tenth of its whole descent of that floor."""
+    first_solved: int | None = None
+    """After how many steps it was solved for the first time; None: never."""
+    fresh_residual: float = float("nan")
+    """At draws that it was not solved for; NaN where there are none, as of tokens."""
     distance: float
     """From the named input, relative to that one's norm; NaN where there is none."""
     solved: bool
-    """Tokens: greedy decoding says the answer. Latents: the residual is at most that of the named input."""
+    """Within the budget, tokens: greedy decoding says the answer's tokens. Latents: the residual is at most that of the
+    named input."""
     solution: np.ndarray
     """The vectors found, flat."""
 
@@ -81,6 +90,11 @@ class InputSolutions:
     """textual_inversion, soft_prompt, answer_block."""
     named_residual: float
     """Of the input as its words have it."""
+    named_fresh_residual: float = float("nan")
+    """That one at the draws of `InputSolution.fresh_residual`."""
+    floor: float = 0.0
+    """Of the residual: what no free input can take away. Of an answer block, whose vectors stand after the first answer
+    token, that token's share; 0 elsewhere."""
     starts: tuple[InputSolution, ...]
     num_minima: int
     """Distinct ones among the starts' solutions."""
@@ -92,6 +106,18 @@ class InputSolutions:
     """Largest over smallest singular value within that rank."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """The noise that the deterministic sampler makes a picture from, solved for from the picture (S2)."""
+
+    concept: str
+    example_id: str
+    residual: float
+    """‖x − x̃‖² / d of the picture's latents and what the sampler makes of that noise."""
+    gaussianity: Gaussianity
+    """Of that noise."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Equations:
     """J δ = r of some examples at the base (S3): one block of rows for each example."""
@@ -101,3 +127,67 @@ class Equations:
     """r = target − output, (num_rows,)."""
     blocks: tuple[slice, ...]
     """The rows of each example, in their order."""
+
+
+ReadInputs = Callable[[Sequence[Sequence[Question]]], list[InputSolutions]]
+"""S2: takes each concept's questions; one result for each concept."""
+ReadInversions = Callable[[Sequence[Question]], list[Mapping[str, float]]]
+"""S2: each question's own target sent to its noise and back; measures by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSide:
+    """S3: the equations of examples in one choice of trainable weights θ, and what a step δ in them would do."""
+
+    equations: Callable[[Sequence[Example]], Equations]
+    """Of what is to be known."""
+    lessons: Callable[[Sequence[Example]], Equations]
+    """Of all that fine-tuning teaches, where an answer ends too."""
+    answers_at: Callable[[torch.Tensor, Sequence[Question], Draws], list[Answer]]
+    """The answers that f(θ0) + J δ amounts to, at these draws."""
+    parameters: Mapping[str, torch.Tensor]
+    """θ0 by name, in the order of J's columns."""
+    linearisation_error: Callable[[Equations, torch.Tensor], float]
+    """‖f(θ0 + δ) − f(θ0) − J δ‖ / ‖J δ‖."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Systems:
+    """One base and all ways of reading it as a system; what is None is not read."""
+
+    identity: Mapping[str, Any]
+    generations: ReadGenerations | None = None
+    recoveries: ReadRecoveries | None = None
+    inputs: ReadInputs | None = None
+    """Free vectors in the place of the name's."""
+    blocks: ReadInputs | None = None
+    """Free vectors in the place of the answer's, the seed's own x'_gen."""
+    inversions: ReadInversions | None = None
+    weights: WeightSide | None = None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether none of them is read."""
+        readers = (self.generations, self.recoveries, self.inputs, self.blocks, self.inversions, self.weights)
+        return all(reader is None for reader in readers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastRun:
+    """A real fine-tuning run, to be forecast from the base and then compared."""
+
+    concept: str
+    """The run's name, which work is dealt out by."""
+    examples: Sequence[Example]
+    """What was trained on."""
+    questions: Mapping[str, Sequence[Question]]
+    """What was asked at its evaluations, by role."""
+    categories: Mapping[str, str]
+    """Of each concept asked about."""
+    draws: Draws
+    """At which they were asked."""
+    evaluations: pd.DataFrame
+    """Its evaluations by update, role and category; the base's are those of update 0."""
+    early_update: int | None
+    real_step: Callable[[Mapping[str, torch.Tensor]], torch.Tensor | None]
+    """θ after the run less these θ0, flat, in their order; None where that is not to be had."""

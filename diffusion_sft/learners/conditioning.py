@@ -106,8 +106,10 @@ class TextConditioning:
 
     def text(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
         """What `ConditionedUNet.forward` takes, on the device: embeddings, or token ids where encoders are trained."""
-        if self.frozen:
-            return self.embeddings(captions)
+        return self.embeddings(captions) if self.frozen else self.tokens(captions)
+
+    def tokens(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token ids of the distinct captions and the row of each, on the device, so that the encoders are gone through."""
         distinct = list(dict.fromkeys(captions))
         ids = [torch.stack(rows) for rows in zip(*map(self.token_ids, distinct), strict=True)]
         named = dict(zip(id_names(len(ids)), ids, strict=True)) | {ROWS: _rows(captions, distinct)}

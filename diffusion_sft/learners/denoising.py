@@ -41,7 +41,7 @@ class Denoiser(Protocol):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The levels of one query: `cues` are its distinct ones, ∅ first; one set of levels where they are common."""
 
     query: Query
@@ -49,16 +49,27 @@ class _Plan:
     levels: tuple[Levels, ...]
 
     def levels_of(self, row: int) -> Levels:
+        """Of one of the cues."""
         return self.levels[row if len(self.levels) > 1 else 0]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One network evaluation."""
+class Job:
+    """One network evaluation: the number of a plan, of one of its cues, and of a draw."""
 
     plan: int
     row: int
     draw: int
+
+
+@dataclass(frozen=True)
+class NoisyRows:
+    """What a denoiser is given for some jobs, noisy and noise float32 (num_jobs, ...) on its device."""
+
+    noisy: torch.Tensor
+    noise: torch.Tensor
+    timesteps: np.ndarray
+    cues: list[str]
 
 
 def read_surprise(denoiser: Denoiser, queries: Sequence[Query], draws: Draws, batch_size: int) -> list[Reading]:
@@ -72,15 +83,17 @@ def read_surprise(denoiser: Denoiser, queries: Sequence[Query], draws: Draws, ba
         return []
     estimator = estimator_named(draws.estimator)
     targets = denoiser.targets([query.example for query in queries])
-    plans = [_plan(query, draws, estimator, denoiser.schedule) for query in queries]
+    plans = [plan_query(query, draws, denoiser.schedule) for query in queries]
     jobs = _jobs(plans, draws.count)
     norms: list[torch.Tensor] = []
     null_prediction = torch.empty(0)
     with torch.no_grad():
         while batch := list(islice(jobs, batch_size)):
-            prediction, noise = _predict_noise(denoiser, plans, targets, batch, draws)
+            rows = noisy_rows(denoiser, plans, targets, batch, draws)
+            prediction = denoiser.predict(rows.noisy, rows.timesteps, rows.cues)
+            prediction = denoiser.schedule.noise_from_prediction(prediction, rows.noisy, rows.timesteps)
             null_prediction, nulls = _null_predictions(prediction, null_prediction, batch)
-            differences = (noise, noise - prediction, nulls - prediction)
+            differences = (rows.noise, rows.noise - prediction, nulls - prediction)
             norms.append(torch.stack([_squared_norm(difference) for difference in differences]))
     squared_norms = torch.cat(norms, dim=1).cpu().numpy()  # ‖ε‖², error and opinion of every job
     if not estimator.common:
@@ -93,26 +106,28 @@ def read_surprise(denoiser: Denoiser, queries: Sequence[Query], draws: Draws, ba
     ]
 
 
-def _plan(query: Query, draws: Draws, estimator: Estimator, schedule: Schedule) -> _Plan:
+def plan_query(query: Query, draws: Draws, schedule: Schedule) -> Plan:
+    """The cues to be read, and the levels that the draws' estimator gives them."""
+    estimator = estimator_named(draws.estimator)
     cues = tuple(dict.fromkeys((NULL_CUE, *query.cues)))
     identity = (query.example.id, query.stream, "levels")
     own = [()] if estimator.common else [(cue,) for cue in cues]
     seeds = [identity_seed(draws.seed, *identity, *cue) for cue in own]
-    return _Plan(query, cues, tuple(draw_levels(estimator, schedule, draws.count, seed) for seed in seeds))
+    return Plan(query, cues, tuple(draw_levels(estimator, schedule, draws.count, seed) for seed in seeds))
 
 
-def _jobs(plans: Sequence[_Plan], count: int) -> Iterator[_Job]:
+def _jobs(plans: Sequence[Plan], count: int) -> Iterator[Job]:
     """For each query and draw first ∅ and then every cue, so that opinions need one remembered prediction."""
     for index, plan in enumerate(plans):
         for draw in range(count):
             for row in range(len(plan.cues)):
-                yield _Job(index, row, draw)
+                yield Job(index, row, draw)
 
 
-def _predict_noise(
-    denoiser: Denoiser, plans: Sequence[_Plan], targets: Sequence[torch.Tensor], batch: Sequence[_Job], draws: Draws
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """ε̂ and ε of each job, float32 on the denoiser's device."""
+def noisy_rows(
+    denoiser: Denoiser, plans: Sequence[Plan], targets: Sequence[torch.Tensor], batch: Sequence[Job], draws: Draws
+) -> NoisyRows:
+    """Noisy targets, noise, timesteps and cues of each job."""
     made: dict[int, torch.Tensor] = {}
     noises = [_noise(plans[job.plan], job, draws, targets[job.plan].shape, made) for job in batch]
     noise, clean = torch.stack(noises), torch.stack([targets[job.plan] for job in batch])
@@ -120,11 +135,10 @@ def _predict_noise(
     # Mixed on the CPU, so that the device gets it in one go and is never waited for.
     noisy = to_device(denoiser.schedule.add_noise(clean, noise, timesteps), denoiser.device)
     noise = to_device(noise, denoiser.device)
-    prediction = denoiser.predict(noisy, timesteps, [plans[job.plan].cues[job.row] for job in batch])
-    return denoiser.schedule.noise_from_prediction(prediction, noisy, timesteps), noise
+    return NoisyRows(noisy, noise, timesteps, [plans[job.plan].cues[job.row] for job in batch])
 
 
-def _noise(plan: _Plan, job: _Job, draws: Draws, shape: torch.Size, made: dict[int, torch.Tensor]) -> torch.Tensor:
+def _noise(plan: Plan, job: Job, draws: Draws, shape: torch.Size, made: dict[int, torch.Tensor]) -> torch.Tensor:
     """ε of one job: of its draw, or of its antithetic pair with the pair's sign; each made once a batch."""
     estimator = estimator_named(draws.estimator)
     own = () if estimator.common else (plan.cues[job.row],)
@@ -136,7 +150,7 @@ def _noise(plan: _Plan, job: _Job, draws: Draws, shape: torch.Size, made: dict[i
 
 
 def _null_predictions(
-    prediction: torch.Tensor, remembered: torch.Tensor, batch: Sequence[_Job]
+    prediction: torch.Tensor, remembered: torch.Tensor, batch: Sequence[Job]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The last ∅ prediction of the batch, and for each job the ∅ prediction of its query and draw."""
     if batch[0].row == 0:
@@ -152,7 +166,7 @@ def _squared_norm(difference: torch.Tensor) -> torch.Tensor:
     return difference.flatten(1).square().sum(dim=1, dtype=torch.float64)
 
 
-def _reading(plan: _Plan, estimator: Estimator, num_dims: int, squared_norms: np.ndarray) -> Reading:
+def _reading(plan: Plan, estimator: Estimator, num_dims: int, squared_norms: np.ndarray) -> Reading:
     """From one row for each distinct cue to one row for ∅ and for each cue asked about."""
     noise_norm, squared_error, opinion = squared_norms.reshape(3, -1, len(plan.cues)).transpose(0, 2, 1)
     if not np.isfinite(squared_error).all():

@@ -165,9 +165,25 @@ class DiffusionLearner(Learner):
     def predict(self, noisy: torch.Tensor, timesteps: np.ndarray, cues: Sequence[str]) -> torch.Tensor:
         """The network's output for each row, float32, in the scheduler's prediction type; an SDXL is told that the
         image always had its size."""
+        prediction: torch.Tensor = self.network(*self.inputs(noisy, timesteps, cues))
+        return prediction.float()
+
+    def inputs(
+        self,
+        noisy: torch.Tensor,
+        timesteps: np.ndarray,
+        cues: Sequence[str],
+        framings: Sequence[Framing] | None = None,
+        *,
+        through_text: bool = False,
+    ) -> tuple[Any, ...]:
+        """What `network` takes for these rows; images always had their size where no framings say otherwise. Cues are
+        token ids where text encoders are trained or `through_text` asks for it, else their embeddings."""
         factor = self.pipeline.vae_scale_factor
-        size = (noisy.shape[-2] * factor, noisy.shape[-1] * factor)
-        return self._predict(noisy, timesteps, cues, [Framing.whole(size)] * len(cues))
+        whole = Framing.whole((noisy.shape[-2] * factor, noisy.shape[-1] * factor))
+        ids = to_device(time_ids(framings or [whole] * len(cues)), self.device) if self._text.is_xl else None
+        text = self._text.tokens(cues) if through_text else self._text.text(cues)
+        return noisy.to(self.dtype), to_device(torch.from_numpy(timesteps), self.device), text, ids
 
     def surprise(self, queries: Sequence[Query], draws: Draws, *, batch_size: int) -> list[Reading]:
         """Read each query's cues and ∅ on its target, with common draws (no guidance); order as given."""
@@ -197,7 +213,8 @@ class DiffusionLearner(Learner):
         batch = training_batch(self.schedule, clean, items, seed, objective)
         captions, framings = [item.caption for item in items], [found.framing for found in encoded]
         noisy = to_device(batch.noisy, self.device)
-        return batch.losses(self._predict(noisy, batch.timesteps, captions, framings))
+        prediction: torch.Tensor = self.network(*self.inputs(noisy, batch.timesteps, captions, framings))
+        return batch.losses(prediction.float())
 
     def generate(
         self, cues: Sequence[Cue], *, num_inference_steps: int, guidance_scale: float, batch_size: int
@@ -244,14 +261,6 @@ class DiffusionLearner(Learner):
             "log_snr_range": [low, high],
             "num_parameters": sum(p.numel() for p in self.pipeline.unet.parameters()),
         }
-
-    def _predict(
-        self, noisy: torch.Tensor, timesteps: np.ndarray, cues: Sequence[str], framings: Sequence[Framing]
-    ) -> torch.Tensor:
-        ids = to_device(time_ids(framings), self.device) if self._text.is_xl else None
-        rows = to_device(torch.from_numpy(timesteps), self.device)
-        prediction: torch.Tensor = self.network(noisy.to(self.dtype), rows, self._text.text(cues), ids)
-        return prediction.float()
 
     def _prompts(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
         """The pipeline call's arguments for these prompts and the unconditional side of guidance."""

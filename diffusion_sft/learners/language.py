@@ -41,7 +41,7 @@ from .language_export import save_language_model
 from .language_loading import ADAPTER_FILE, LoadedLanguageModel, language_weight_hashes, load_language_model
 from .likelihood import Continued, answer_nats
 from .modes import evaluating
-from .prompts import ClosedBook, Prompts
+from .prompts import ClosedBook, Prompt, Prompts
 from .vocabulary import Vocabulary
 
 LANGUAGE_LAYOUT = Layout(
@@ -232,11 +232,17 @@ class LanguageLearner(Learner):
             "num_parameters": sum(p.numel() for p in self.model.parameters()),
         }
 
+    def pair(self, example: Example, prompt: Prompt, *, num_more: int = 0) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of the example's first answer after it; UserError where the model has no room for
+        these and `num_more` tokens."""
+        ids, answer = self.vocabulary.pair(prompt.text, f" {_fact(example).answers[0]}")
+        self._check_length(example, len(ids) + len(answer) + num_more)
+        return ids, answer
+
     def _continued(self, example: Example, cue: str, rendering: int) -> Continued:
-        fact = _fact(example)
-        prompt = self.prompts.prompt(example, cue if cue != NULL_CUE else fact.null_question, rendering)
-        ids, answer = self.vocabulary.pair(prompt.text, f" {fact.answers[0]}")
-        self._check_length(example, len(ids) + len(answer))
+        question = cue if cue != NULL_CUE else _fact(example).null_question
+        prompt = self.prompts.prompt(example, question, rendering)
+        ids, answer = self.pair(example, prompt)
         return Continued(prompt=ids, group=prompt.group, answer=answer)
 
     def _nats(self, pairs: Sequence[Continued], batch_size: int) -> list[np.ndarray]:
@@ -267,8 +273,7 @@ class LanguageLearner(Learner):
     def _training_row(self, item: TrainingItem) -> tuple[list[int], list[int]]:
         example, fact = item.example, _fact(item.example)
         prompt = ClosedBook().prompt(example, item.caption or fact.null_question, 0)
-        ids, answer = self.vocabulary.pair(prompt.text, f" {fact.answers[0]}")
-        self._check_length(example, len(ids) + len(answer) + 1)
+        ids, answer = self.pair(example, prompt, num_more=1)
         return ids, [*answer, *self.vocabulary.end]
 
     def _context(self) -> int:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..records import LLM
 from .run import Run
+from .systems_words import budget_sentence
 from .wording import DASH, listing, number, plural, seconds
 
 
@@ -22,6 +23,8 @@ def method_sentences(run: Run) -> list[str]:
         )
     if run.measures is not None:
         sentences.append(f"Distances: between features of {listing(sorted(run.measures['extractor'].unique()))}.")
+    if budget := budget_sentence(run):
+        sentences.append(budget)
     spent = run.study.get("seconds")
     if isinstance(spent, dict) and (stages := {k: v for k, v in spent.items() if isinstance(v, int | float)}):
         parts = listing([f"{stage} {seconds(value)}" for stage, value in stages.items()])
@@ -90,7 +93,7 @@ def _recorded(run: Run) -> dict[str, Mapping[str, Any]]:
     parts: dict[str, Mapping[str, Any]] = {"study": plain}
     parts |= {key: value for key, value in run.study.items() if isinstance(value, dict)}
     parts |= {f"fine-tuning: {mix.name}": mix.summary for mix in run.mixes}
-    return parts | {"buckets": run.buckets}
+    return parts | {"buckets": run.buckets, "systems": run.solving}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The report: one HTML file that shows what a study measured, and needs nothing beside it but a browser.
 
-It reads the stages' tables and the concept set's pictures and computes nothing that they do not say. Of the two halves
+It reads the stages' tables and the concept set's pictures and computes little that they do not say. Of the two halves
 of a study it shows those that were asked for or left something; parts that are missing are named. Published figures
 stand apart from measured ones. No scripts, no network, every foreign text escaped.
 """
@@ -39,6 +39,8 @@ from .sections import (
     table_files,
 )
 from .svg import MARKERS
+from .systems import HalfSystems, half_systems
+from .systems_words import CLASSES
 from .tables import accuracy_table, concept_table, fid_table, gain_text, measure_table, rule_table, verdict_table
 from .wording import cut, listing, model_name, number, plural, printable, share
 
@@ -88,6 +90,7 @@ def write_report(run_folder: Path, concept_set: ConceptSet, title: str) -> Path:
         "language": lambda: _language(runs.get(LLM)),
         "dynamics": lambda: _dynamics(runs),
         "published": lambda: published(load_reference()) if any(run.dynamics for run in runs.values()) else None,
+        "systems": lambda: _systems(runs),
         "facts": lambda: key_facts(runs),
         "methods": lambda: {run.nouns.model: method_sentences(run) for run in runs.values()},
         "settings": lambda: recorded_settings(runs),
@@ -161,6 +164,11 @@ def _dynamics(runs: Mapping[str, Run]) -> list[HalfDynamics]:
     return [half_dynamics(run, load_reference()) for run in runs.values() if run.dynamics]
 
 
+def _systems(runs: Mapping[str, Run]) -> list[HalfSystems]:
+    """The halves whose systems of equations were solved."""
+    return [half_systems(run) for run in runs.values() if run.solved]
+
+
 def _card(row: pd.Series, pictures: dict[str, list[Path]], album: Album) -> Card:
     concept = str(row["concept"])
     found = pictures.get(concept, [])
@@ -184,6 +192,7 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals |= {"markers": MARKERS, "categories": CATEGORIES, "seen_at_least": seen_at_least}
+    environment.globals["classes"] = CLASSES
     environment.filters |= {"cut": cut, "coded": _coded, "plural": plural, "model": model_name}
     return environment
 

@@ -50,6 +50,24 @@ DYNAMICS = {
     "linear_model": ("role", "term", "estimate", "low", "high", "r2", "num_points", "num_runs"),
 }
 """The tables of the learning dynamics and the columns of each that the page reads."""
+SOLVED = {
+    "systems": ("concept", "category"),
+    "classes": ("concept", "solution_class", "num_draws"),
+    "categories": ("system", "measure", "category", "value", "low", "high", "num_concepts"),
+    "trends": ("system", "measure", "value", "low", "high"),
+    "generations": ("concept", "num_steps", "residuals"),
+    "residuals": ("category", "round", "place", "residual"),
+    "inputs": ("kind",),
+    "sets": ("concept", "num_examples", "rhs_rms", "residual_10", "solution_norm", "effective_rank", "picard_slope"),
+    "curves": ("category", "step", "relative_residual", "solution_norm"),
+    "spectra": ("category", "index", "ritz", "coefficient"),
+    "forecasts": (
+        *("run", "krylov_steps", "role", "category", "base", "forecast", "before", "last", "step_error"),
+        *("real_step_error", "cosine"),
+    ),
+    "correlations": ("krylov_steps", "role", "category", "outcome", "num_runs", "value", "low", "high"),
+}
+"""The tables of the systems of equations and the columns of each that the page reads."""
 MEASURES = ("model", "bucket", "metric", "value", "low", "high", "num_real", "num_generated", "extractor", "note")
 ACCURACY = ("model", "concept", "bucket", "category", "num_images", "num_correct", "accuracy")
 
@@ -110,6 +128,10 @@ class Run:
     accuracy: pd.DataFrame | None
     dynamics: Mapping[str, pd.DataFrame]
     """The tables of `DYNAMICS` that could be read."""
+    solved: Mapping[str, pd.DataFrame]
+    """The tables of `SOLVED` that could be read; those of systems that were not asked for are not there."""
+    solving: Mapping[str, Any]
+    """What the stage wrote about itself; empty where it was not run."""
     study: Mapping[str, Any]
     missing: tuple[str, ...]
 
@@ -177,6 +199,7 @@ def read_run(folder: Path, learner: str = DIFFUSION) -> Run:
     if not mixes:
         missing.append(f"{part}finetune: no mix was fine-tuned, so there is nothing to say about learning")
     mixes.sort(key=lambda mix: (mix.unknown_share != mix.unknown_share, mix.unknown_share, mix.mix, mix.seed or 0))
+    solved, solving = _read_solved(folder, part, missing)
     pictures = learner == DIFFUSION
     answers = ANSWERS if pictures else (*ANSWERS, "template")
     concepts = CONCEPTS if pictures else (*CONCEPTS, "relation", "answer")
@@ -192,6 +215,8 @@ def read_run(folder: Path, learner: str = DIFFUSION) -> Run:
         measures=_table(folder, "evaluate/measures.parquet", MEASURES, missing) if pictures else None,
         accuracy=_table(folder, "evaluate/concept_accuracy.parquet", ACCURACY, missing) if pictures else None,
         dynamics=_read_dynamics(folder, part, missing) if mixes else {},
+        solved=solved,
+        solving=solving,
         study=_record(folder, f"{part}study.json", missing),
         missing=tuple(missing),
     )
@@ -215,6 +240,17 @@ def _read_dynamics(folder: Path, part: str, missing: list[str]) -> dict[str, pd.
         return {}
     found = {name: _table(folder, f"{part}dynamics/{name}.parquet", DYNAMICS[name], missing) for name in DYNAMICS}
     return {name: table for name, table in found.items() if table is not None}
+
+
+def _read_solved(folder: Path, part: str, missing: list[str]) -> tuple[dict[str, pd.DataFrame], Mapping[str, Any]]:
+    """Of systems that were not asked for there are no tables, so that only what cannot be read is missing here."""
+    if not (folder / part / "solve").is_dir():
+        return {}, {}
+    paths = {name: f"{part}solve/{name}.parquet" for name in SOLVED}
+    written = {name: path for name, path in paths.items() if (folder / path).is_file()}
+    found = {name: _table(folder, path, SOLVED[name], missing) for name, path in written.items()}
+    solving = _record(folder, f"{part}solve/solve.json", missing)
+    return {name: table for name, table in found.items() if table is not None}, solving
 
 
 def _read_mix(path: Path, folder: Path, nouns: Nouns, missing: list[str]) -> MixRun:

@@ -123,7 +123,8 @@ def accuracy_panels(run: Run) -> list[Panel]:
 
 def table_files(study_folder: Path) -> list[tuple[str, str]]:
     """The CSV tables of a study: name and relative link."""
-    own = ("*.csv", "probe/*.csv", "buckets/*.csv", "finetune/*/*.csv", "evaluate/*.csv", "dynamics/*.csv")
+    stages = ("probe", "buckets", "finetune/*", "evaluate", "dynamics", "solve")
+    own = ("*.csv", *(f"{stage}/*.csv" for stage in stages))
     patterns = (*own, *(f"{LLM}/{pattern}" for pattern in own))
     found = [
         path.relative_to(study_folder).as_posix()

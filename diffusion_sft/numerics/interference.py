@@ -1,0 +1,73 @@
+"""What does solving for new examples do to known ones, to first order?
+
+J_U δ = r_U of the new examples U is solved by a step of smallest norm, which moves the outputs of the known ones K by
+J_K δ* = Θ_KU Θ_UU⁺ r_U, with Θ_AB = J_A J_Bᵀ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .krylov import least_squares, project_out
+from .linear_map import LinearMap, Stacked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Constrained:
+    """A step for new examples that is held back where it moves known ones."""
+
+    solution: torch.Tensor
+    """δ, (num_columns,)."""
+    new_residual: torch.Tensor
+    """r − J_new δ."""
+    side_effect: torch.Tensor
+    """J_known δ."""
+
+
+def side_effect(new: LinearMap, known: LinearMap, residual: torch.Tensor, *, num_steps: int) -> torch.Tensor:
+    """J_K δ*, (known.num_rows,), with δ* where `num_steps` steps on J_U δ = r_U end."""
+    return known.jvp(least_squares(new, residual, num_steps=num_steps).solution)
+
+
+def constrained(
+    new: LinearMap, known: LinearMap, residual: torch.Tensor, weight: float, *, num_steps: int
+) -> Constrained:
+    """min ‖J_new δ − r‖² + weight ‖J_known δ‖²: what is left to solve where known outputs may hardly move.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+    if weight < 0:
+        raise ValueError(f"weight must be 0 or more, not {weight}")
+    if weight == 0:
+        plain = least_squares(new, residual, num_steps=num_steps)
+        moved = known.jvp(plain.solution)
+        return Constrained(solution=plain.solution, new_residual=plain.residual, side_effect=moved)
+    root = math.sqrt(weight)
+    both = Stacked((new, known), (1.0, root))
+    rhs = torch.cat([residual, residual.new_zeros(known.num_rows)])
+    found = least_squares(both, rhs, num_steps=num_steps)
+    left, moved = torch.split(found.residual, [new.num_rows, known.num_rows])
+    return Constrained(solution=found.solution, new_residual=left, side_effect=moved / -root)
+
+
+def solvable_share(new: LinearMap, known: LinearMap, residual: torch.Tensor, *, num_steps: int) -> float:
+    """s = ‖P_K^⊥ g‖ / ‖g‖ of g = J_newᵀ r: 1 where descending on the new moves nothing known, 0 where it moves nothing
+    else. NaN where g = 0.
+
+    With fewer steps than J_K has rank, less is projected out and s comes out too large.
+
+    Args:
+        new: the equations of one example, or of a set of them.
+        known: J_K.
+        residual: r of the new; for a single row any number but 0 gives the same.
+        num_steps: of the projection.
+    """
+    gradient = new.vjp(residual)
+    norm = float(gradient.norm())
+    if norm == 0:
+        return math.nan
+    return float(project_out(known, gradient, num_steps=num_steps).norm()) / norm

@@ -1,0 +1,156 @@
+"""What would fine-tuning do? f(θ0) + J δ on held-out examples, before anything is trained; and then, what did it do?
+
+δ is where k steps of LSMR on the mix's own equations end. The same questions are asked of the linearised model that the
+run's evaluations asked of the real one, so that fit, held-out accuracy and forgetting stand side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..learner import Answer, Question
+from ..numerics.krylov import least_squares
+from ..numerics.statistics import Interval, spearman
+from ..records import CATEGORIES, Example, identity_seed
+from ..systems import Equations, ForecastRun, WeightSide
+from .config import WeightsConfig
+
+ALL = "all"
+OUTCOMES = ("early", "last")
+"""The evaluation at the early stop, and the last one."""
+
+
+def forecast_run(weights: WeightSide, run: ForecastRun, config: WeightsConfig, seed: int) -> pd.DataFrame:
+    """One row for each number of Krylov steps, role and category (and for all of them): accuracy of the base, of the
+    linearised model and of the real one, and how good the linearisation is at either step.
+
+    `forecast` is the linearised model's accuracy, `base` that of the same model at δ = 0 and `linear_at_real` at the
+    step that the run really took, which tells a wrong δ from a wrong linearisation; `before`, `early` and `last` are the
+    run's own evaluations, at update 0, at the early stop and at the end.
+    """
+    equations = weights.lessons(_spread(run.examples, config.max_forecast_examples, seed))
+    steps = sorted(config.forecast_steps)
+    found = least_squares(equations.jacobian, equations.residual, num_steps=steps[-1], keep=steps)
+    real = run.real_step(weights.parameters)
+    nothing = torch.zeros_like(found.solution)
+    asked = {
+        role: (
+            questions,
+            weights.answers_at(nothing, questions, run.draws),
+            None if real is None else weights.answers_at(real, questions, run.draws),
+        )
+        for role, questions in run.questions.items()
+    }
+    tables = []
+    for step in steps:
+        solution = found.kept.get(step, found.solution)
+        about = {
+            "run": run.concept,
+            "krylov_steps": step,
+            "num_examples": len(equations.blocks),
+            **_linearity(weights, equations, solution, real),
+        }
+        for role, (questions, base, at_real) in asked.items():
+            then = weights.answers_at(solution, questions, run.draws)
+            answers = _answers(run, questions, {"base": base, "forecast": then, "linear_at_real": at_real})
+            tables += [about | {"role": role} | row | _outcomes(run, role, row["category"]) for row in answers]
+    return pd.DataFrame(tables)
+
+
+def _linearity(
+    weights: WeightSide, equations: Equations, step: torch.Tensor, real: torch.Tensor | None
+) -> dict[str, float]:
+    left = equations.residual - equations.jacobian.jvp(step)
+    found = {
+        "relative_residual": _ratio(left, equations.residual),
+        "step_norm": float(step.norm()),
+        "step_error": weights.linearisation_error(equations, step),
+        "real_step_norm": math.nan,
+        "real_step_error": math.nan,
+        "real_residual": math.nan,
+        "cosine": math.nan,
+    }
+    if real is not None:
+        found |= {
+            "real_step_norm": float(real.norm()),
+            "real_step_error": weights.linearisation_error(equations, real),
+            "real_residual": _ratio(equations.residual - equations.jacobian.jvp(real), equations.residual),
+            "cosine": float(torch.nn.functional.cosine_similarity(step.double(), real.double(), dim=0)),
+        }
+    return found
+
+
+def _answers(
+    run: ForecastRun, questions: Sequence[Question], answers: Mapping[str, Sequence[Answer] | None]
+) -> list[dict[str, Any]]:
+    """For each category the mean of what is right among each kind of answers, and the error of what is true in nats."""
+    table = pd.DataFrame({"category": [run.categories[q.concept] for q in questions]})
+    for name, own in answers.items():
+        table[name] = math.nan if own is None else [float(answer.correct) for answer in own]
+        table[f"{name}_error_nats"] = math.nan if own is None else [answer.error_nats for answer in own]
+    rows = []
+    for category in (*CATEGORIES, ALL):
+        here = table if category == ALL else table[table.category == category]
+        if len(here):
+            means = here.drop(columns="category").mean()
+            rows.append({"category": category, "num_questions": len(here), **{str(k): v for k, v in means.items()}})
+    return rows
+
+
+def rank_correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation over runs of forecast and real change of accuracy, by role and category.
+
+    Columns: krylov_steps, role, category, outcome (`early`, `last`), num_runs, value, low, high.
+    """
+    rows = []
+    for (steps, role, category), own in forecasts.groupby(["krylov_steps", "role", "category"], sort=False):
+        for outcome in OUTCOMES:
+            kept = own[own[outcome].notna()]
+            found = (
+                spearman((kept.forecast - kept.base).to_numpy(), (kept[outcome] - kept.before).to_numpy())
+                if len(kept) > 2
+                else Interval(value=math.nan, low=math.nan, high=math.nan)
+            )
+            rows.append((steps, role, category, outcome, len(kept), found.value, found.low, found.high))
+    return pd.DataFrame(
+        rows, columns=["krylov_steps", "role", "category", "outcome", "num_runs", "value", "low", "high"]
+    )
+
+
+def _outcomes(run: ForecastRun, role: str, category: str) -> dict[str, float]:
+    own = run.evaluations[run.evaluations.role == role]
+    if category != ALL:
+        own = own[own.category == category]
+    updates = sorted(own["update"].unique())
+    if not updates:
+        return {"before": math.nan, "early": math.nan, "last": math.nan}
+    early = run.early_update
+
+    def accuracy(update: int | None) -> float:
+        here = own[own["update"] == update]
+        return float(here.num_correct.sum() / here.num_examples.sum()) if len(here) else math.nan
+
+    return {"before": accuracy(0), "early": accuracy(early), "last": accuracy(updates[-1])}
+
+
+def _spread(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """At most so many of the examples, taken in turn from the concepts, those of one concept in a random order."""
+    ranked = sorted(examples, key=lambda e: (identity_seed(seed, "forecast", e.id), e.id))
+    turns: dict[str, int] = {}
+    order = []
+    for example in ranked:
+        turns[example.concept] = turns.get(example.concept, -1) + 1
+        order.append(turns[example.concept])
+    chosen = sorted(np.argsort(order, kind="stable")[:most])
+    return [ranked[place] for place in chosen]
+
+
+def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
+    size = float(whole.norm())
+    return float(part.norm()) / size if size > 0 else math.nan
