@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator, lsmr
 
-from diffusion_sft.numerics.interference import constrained, side_effect, solvable_share
+from diffusion_sft.numerics.interference import RowSpan, constrained, side_effect, solvable_share
 from diffusion_sft.numerics.krylov import effective_rank, least_squares, picard_slope, project_out
 from diffusion_sft.numerics.linear_map import DenseMap, Transposed
 
@@ -211,3 +211,17 @@ def test_planted_interference() -> None:
         held = constrained(mixed, known, one, 1e9, num_steps=5)
         assert held.solution.norm() == pytest.approx(1 / math.cos(angle), rel=1e-6)
     assert math.isnan(solvable_share(mixed, known, 0 * one, num_steps=5))
+
+
+def test_the_span_of_few_rows_gives_what_projecting_gives() -> None:
+    generator = np.random.default_rng(5)
+    known = generator.normal(size=(6, 30))
+    known[5] = known[0] - known[1]  # of rank five
+    span = RowSpan.of(as_map(known), torch.zeros(1, dtype=torch.float64))
+    for gradient in generator.normal(size=(4, 30)):
+        outside = gradient - np.linalg.pinv(known) @ (known @ gradient)
+        expected = np.linalg.norm(outside) / np.linalg.norm(gradient)
+        assert span.share_outside(torch.from_numpy(gradient)) == pytest.approx(expected, rel=1e-10)
+    inside = torch.from_numpy(known.T @ generator.normal(size=6))
+    assert span.share_outside(inside) == pytest.approx(0.0, abs=1e-7)
+    assert math.isnan(span.share_outside(torch.zeros(30, dtype=torch.float64)))

@@ -27,6 +27,14 @@ QUICK = [
     "llm.finetune.train_batch_size=2",
     "llm.finetune.validation_steps=2",
     "llm.finetune.report_to=null",
+    "llm.solve.generation.num_renderings=2",
+    "llm.solve.inputs.concepts_per_category=1",
+    "llm.solve.inputs.num_steps=2",
+    "llm.solve.weights.subset=all",
+    "llm.solve.weights.examples_per_category=2",
+    "llm.solve.weights.num_known=2",
+    "llm.solve.weights.num_steps=2",
+    "llm.solve.weights.forecast_steps=[1, 2]",
 ]
 
 
@@ -72,6 +80,7 @@ def test_a_study_of_questions_ends_with_a_page_and_does_nothing_twice(
     assert str(run / "report.html") in printed
     assert "published (Gekhman et al., 2024, table 2" in printed
     tables = ("probe/scores", "probe/answers", "probe/samples", "buckets/concepts", "dynamics/accuracy_by_mix")
+    tables += tuple(f"solve/{name}" for name in ("systems", "classes", "inputs", "blocks", "sets", "forecasts"))
     for table in tables:
         assert len(pd.read_parquet(run / "llm" / f"{table}.parquet")) > 0
         assert (run / "llm" / f"{table}.csv").exists()
@@ -79,6 +88,7 @@ def test_a_study_of_questions_ends_with_a_page_and_does_nothing_twice(
         AutoModelForCausalLM.from_pretrained(run / "llm" / "finetune" / f"natural-seed{seed}" / "model")
     kept = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     kept |= {path: path.stat().st_mtime_ns for path in (run / "llm" / "probe").rglob("*.parquet")}
+    kept |= {path: path.stat().st_mtime_ns for path in (run / "llm" / "solve").rglob("*.parquet")}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 

@@ -470,3 +470,22 @@ def test_at_no_step_the_shipped_model_answers_as_it_does(tmp_path: Path) -> None
     assert 0.1 * len(mine) < len(right) < 0.9 * len(mine)
     assert all(a.text == b.text for a, b in right)
     np.testing.assert_allclose([a.error_nats for a in mine], [a.error_nats for a in theirs], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_of_half_precision_in_forward_mode_are_torchs_own(dtype: torch.dtype) -> None:
+    # CUDA's kernels give tangents of float32 beside half values, and the next product refuses them.
+    layer, group = nn.LayerNorm(6, eps=1e-3).to(dtype), nn.GroupNorm(3, 6, eps=1e-3).to(dtype)
+    rows, maps = normal((4, 6), 1).to(dtype), normal((2, 6, 5, 5), 2).to(dtype)
+    for norm, given in ((layer, rows), (group, maps)):
+        nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(3))
+        nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(4))
+        wide = copy.deepcopy(norm).double()
+        direction = normal(given.shape, 5).to(dtype)
+        with linearised._ForwardMode():
+            value, tangent = torch.func.jvp(norm, (given,), (direction,))
+        expected, moved = torch.func.jvp(wide, (given.double(),), (direction.double(),))
+        assert value.dtype == tangent.dtype == dtype
+        scale = float(moved.detach().abs().max())
+        torch.testing.assert_close(value.double(), expected, atol=0.03, rtol=0.02)
+        torch.testing.assert_close(tangent.double(), moved, atol=0.02 * scale, rtol=0.02)

@@ -18,9 +18,9 @@ from diffusion_sft.records import HIGHLY_KNOWN, MAYBE_KNOWN, TRAIN, UNKNOWN, Con
 from diffusion_sft.solve.choose import choose, questions_of, shuffled
 from diffusion_sft.solve.config import GenerationConfig, TextSolveConfig, TextWeightsConfig
 from diffusion_sft.solve.forecast import forecast_run, rank_correlations
-from diffusion_sft.solve.generation import MANY, NONE, ONE, effective_answers, slope, solution_class
+from diffusion_sft.solve.generation import MANY, NONE, ONE, effective_answers, residual_profile, slope, solution_class
 from diffusion_sft.solve.run import Task, solve
-from diffusion_sft.solve.weights import SHUFFLED, EquationSet, solve_examples, solve_sets
+from diffusion_sft.solve.weights import SHUFFLED, EquationSet, KnownSide, solve_examples, solve_sets
 from diffusion_sft.systems import ForecastRun
 
 SIZE = 8
@@ -114,7 +114,6 @@ def test_finished_work_is_read_back_and_other_settings_are_solved_anew(
         raise AssertionError("solved again")
 
     systems = network.systems()
-    untouched = LinearNetwork.__new__(LinearNetwork)
     again = solve(
         type(systems)(identity=systems.identity, generations=forbidden, weights=None),  # type: ignore[arg-type]
         task,
@@ -122,7 +121,6 @@ def test_finished_work_is_read_back_and_other_settings_are_solved_anew(
         tmp_path,
         concepts_per_part=1,
     )
-    assert untouched is not None
     pd.testing.assert_frame_equal(again["systems"], first["systems"])
     assert not (tmp_path / "parts").exists()
     solve(network.systems(), task, config(seed=1), tmp_path, concepts_per_part=3)
@@ -131,14 +129,16 @@ def test_finished_work_is_read_back_and_other_settings_are_solved_anew(
 
 
 def test_planted_interference(network: LinearNetwork, concept_set: ConceptSet) -> None:
-    known = examples_of(concept_set, "known-a")  # J_K = e_0
+    weights = network.systems().weights
+    assert weights is not None
+    known = KnownSide(weights=weights, examples=examples_of(concept_set, "known-a"), num_steps=8)  # J_K = e_0
     names = ("apart", "alike")
     sets = [EquationSet(concept=name, examples=examples_of(concept_set, name)) for name in names]
-    singles = solve_examples(network.systems().weights, known, sets, WEIGHTS).set_index("concept")
+    singles = solve_examples(weights, known, sets, WEIGHTS).set_index("concept")
     # apart: orthogonal to what is known. alike: −e_0/2 + e_7, of whose square 1/4 of 5/4 lies along e_0.
     assert singles.solvable_share["apart"] == pytest.approx(1.0)
     assert singles.solvable_share["alike"] == pytest.approx(math.sqrt(1 / 1.25))
-    together = solve_sets(network.systems().weights, known, sets, WEIGHTS).set_index("concept")
+    together = solve_sets(weights, known, sets, WEIGHTS).set_index("concept")
     assert together.side_effect["apart"] == pytest.approx(0.0, abs=1e-12)
     # alike: f0 = −1, r = 2, δ = r x / ‖x‖², so that e_0 · δ = −2 · 0.5 / 1.25 = −0.8, beside x · δ = 2.
     assert together.side_effect["alike"] == pytest.approx(0.4)
@@ -154,7 +154,11 @@ def test_sets_of_known_examples_leave_nothing_and_their_shuffled_twins_do(
 ) -> None:
     own = examples_of(concept_set, "known-a", "known-b")
     sets = [EquationSet(concept=HIGHLY_KNOWN, examples=own), EquationSet(concept=SHUFFLED, examples=shuffled(own))]
-    found = solve_sets(network.systems().weights, (), sets, WEIGHTS).set_index("concept")
+    weights = network.systems().weights
+    assert weights is not None
+    found = solve_sets(weights, KnownSide(weights=weights, examples=(), num_steps=8), sets, WEIGHTS).set_index(
+        "concept"
+    )
     assert found.rhs_norm[HIGHLY_KNOWN] == 0.0
     assert math.isnan(found.residual_10[HIGHLY_KNOWN])
     # Shuffled, both should say −1 and say 2: r = −3 each, solved by δ = −3 e_0 alone.
@@ -258,3 +262,16 @@ def test_effective_answers_is_the_exponential_of_the_entropy() -> None:
     assert effective_answers(["a", "a", "a", "b"]) == pytest.approx(
         math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     )
+
+
+def test_profile_is_over_the_generations_that_have_an_equation_in_a_place() -> None:
+    rows = [
+        {"concept": "long", "num_steps": 4, "residuals": [1.0, 1.0, 1.0, 1.0, math.nan, 0.5, 0.5, 0.5]},
+        {"concept": "short", "num_steps": 1, "residuals": [3.0]},
+    ]
+    found = residual_profile(pd.DataFrame(rows), {"long": UNKNOWN, "short": UNKNOWN})
+    by_place = found.set_index(["round", "place"]).residual
+    assert by_place[0, 0] == 2.0  # both have a first equation
+    assert by_place[1, 0] == 0.0  # solved in the long one, ended in the short one
+    assert by_place[0, 7] == 1.0  # the long one's alone
+    assert by_place[1, 7] == 0.5

@@ -26,7 +26,25 @@ QUICK = [
     "finetune.report_to=null",
     "evaluate.num_images_per_concept=2",
     "evaluate.num_inference_steps=2",
+    "solve.concepts_per_category=2",
+    "solve.generation.num_inference_steps=3",
+    "solve.inputs.concepts_per_category=0",
+    "solve.inputs.num_starts=2",
+    "solve.inputs.num_steps=2",
+    "solve.inputs.num_draws=2",
+    "solve.weights.subset=cross_attention",
+    "solve.weights.examples_per_category=2",
+    "solve.weights.num_known=1",
+    "solve.weights.num_draws=2",
+    "solve.weights.num_steps=2",
+    "solve.weights.forecast_steps=[2]",
+    "solve.weights.max_forecast_examples=2",
 ]
+SOLVED = [
+    f"solve/{name}"
+    for name in ("systems", "classes", "recoveries", "sets", "examples", "forecasts")
+]
+"""What is solved of both kinds of learner or of pictures."""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +76,19 @@ def test_a_study_from_photos_to_the_page(
         "buckets/concepts",
         "evaluate/measures",
         "evaluate/concept_accuracy",
+        *SOLVED,
     ):
         assert len(pd.read_parquet(run / f"{table}.parquet")) > 0
         assert (run / f"{table}.csv").exists()
     StableDiffusionPipeline.from_pretrained(run / "finetune" / "natural" / "pipeline")
+    systems = pd.read_parquet(run / "solve" / "systems.parquet")
+    assert not systems.duplicated(["learner", "concept", "measure"]).any()
+    assert set(systems.system) == {"generation", "weights"}
+    forecasts = pd.read_parquet(run / "solve" / "forecasts.parquet")
+    # The same draws and questions, so that without a step the linearised model answers what the base did.
+    assert (forecasts.base == forecasts.before).all()
     kept = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in (".png", ".safetensors")}
+    kept |= {path: path.stat().st_mtime_ns for path in (run / "solve").rglob("*.parquet")}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in kept if path.name != "pca_directions.safetensors"} == {
         path: when for path, when in kept.items() if path.name != "pca_directions.safetensors"

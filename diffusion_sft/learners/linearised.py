@@ -2,7 +2,7 @@
 
 J v is one forward-mode pass (torch.func.jvp), Jᵀ u one backward pass, each taken one microbatch at a time so that no
 graph outlives its microbatch. Forward mode knows no fused attention: there the plain one takes its place, a part of
-the batch at a time where its matrices would be large.
+the batch at a time where its matrices would be large. Norms of half precision are written out there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,9 @@ class Weights:
 
     def push(self, function: Callable[[Call], Any], direction: torch.Tensor) -> tuple[Any, Any]:
         """f(θ0) and J v of one microbatch, both as the function gives them."""
-        with self._reading(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _AttentionInParts():
+        with self._reading(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _ForwardMode(), catch_warnings():
+            # What torch loads for its first forward-mode product warns of torch's own code.
+            simplefilter("ignore", FutureWarning)
             primals = self._named([parameter.detach() for parameter in self.parameters])
             tangents = self._named(self._cast(self.pieces(direction)))
             found = torch.func.jvp(lambda weights: function(self._call(weights)), (primals,), (tangents,))
@@ -199,14 +202,54 @@ def _outputs(outputs: Outputs, batch: Any, call: Call) -> torch.Tensor:
     return outputs(call, batch)
 
 
-class _AttentionInParts(TorchFunctionMode):
-    """scaled_dot_product_attention over a few rows of the batch, or a few heads, at a time where it is large."""
+class _ForwardMode(TorchFunctionMode):
+    """What forward mode cannot take as it is: large attention, and norms of half precision."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        return _attend(func, *args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attend(func, *args, **kwargs)
+        if func in (F.layer_norm, F.group_norm) and args[0].dtype in (torch.bfloat16, torch.float16):
+            return (_layer_norm if func is F.layer_norm else _group_norm)(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """F.layer_norm in float32 and plain operations: CUDA's own kernel keeps its statistics in float32, and hands on
+    tangents of that type beside values of the input's, which the next matrix product refuses."""
+    wide = input.float()
+    axes = tuple(range(-len(normalized_shape), 0))
+    variance, mean = torch.var_mean(wide, dim=axes, correction=0, keepdim=True)
+    return _scaled((wide - mean) * torch.rsqrt(variance + eps), weight, bias).to(input.dtype)
+
+
+def _group_norm(
+    input: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """F.group_norm, likewise; channels are the second axis."""
+    wide = input.float().unflatten(1, (num_groups, -1))
+    axes = tuple(range(2, wide.ndim))
+    variance, mean = torch.var_mean(wide, dim=axes, correction=0, keepdim=True)
+    normal = ((wide - mean) * torch.rsqrt(variance + eps)).flatten(1, 2)
+    shape = (-1, *[1] * (input.ndim - 2))
+    own = [None if tensor is None else tensor.view(shape) for tensor in (weight, bias)]
+    return _scaled(normal, *own).to(input.dtype)
+
+
+def _scaled(normal: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+    if weight is not None:
+        normal = normal * weight.float()
+    return normal if bias is None else normal + bias.float()
 
 
 def _attend(

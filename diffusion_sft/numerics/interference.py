@@ -54,6 +54,37 @@ def constrained(
     return Constrained(solution=found.solution, new_residual=left, side_effect=moved / -root)
 
 
+@dataclass(frozen=True, eq=False)
+class RowSpan:
+    """The span of the rows of J_K, where they are few: Θ_KK = J_K J_Kᵀ is formed once, and then a gradient costs one
+    product with J_K."""
+
+    map: LinearMap
+    inverse: torch.Tensor
+    """Θ_KK⁺, float64."""
+
+    @classmethod
+    def of(cls, known: LinearMap, like: torch.Tensor, tolerance: float = 1e-6) -> RowSpan:
+        """Take one product with J_K and one with its transpose for every row.
+
+        Args:
+            known: J_K.
+            like: any vector of the map's type and device.
+            tolerance: eigenvalues below this share of the largest are taken for rounding.
+        """
+        units = torch.eye(known.num_rows, dtype=like.dtype, device=like.device)
+        gram = torch.stack([known.jvp(known.vjp(unit)) for unit in units]).double()
+        return cls(known, torch.linalg.pinv((gram + gram.T) / 2, rtol=tolerance, hermitian=True))
+
+    def share_outside(self, gradient: torch.Tensor) -> float:
+        """‖P_K^⊥ g‖ / ‖g‖ = √(1 − gᵀ J_Kᵀ Θ⁺ J_K g / ‖g‖²); NaN for g = 0."""
+        square = float(gradient.double().square().sum())
+        if square == 0:
+            return math.nan
+        along = self.map.jvp(gradient).double()
+        return math.sqrt(max(0.0, 1.0 - float(along @ (self.inverse @ along)) / square))
+
+
 def solvable_share(new: LinearMap, known: LinearMap, residual: torch.Tensor, *, num_steps: int) -> float:
     """s = ‖P_K^⊥ g‖ / ‖g‖ of g = J_newᵀ r: 1 where descending on the new moves nothing known, 0 where it moves nothing
     else. NaN where g = 0.

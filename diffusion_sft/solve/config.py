@@ -26,10 +26,14 @@ class GenerationConfig:
 class PictureGenerationConfig(GenerationConfig):
     """S1 of a diffusion model: Picard sweeps over a DDIM sampler."""
 
+    num_renderings: int = 2
+    """Questions for each concept, in renderings that decided no category; 0 leaves S1 out."""
+    num_starts: int = 1
+    """Random noises of each."""
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
     tolerance: float = 1.0e-3
-    """Of every equation's residual, relative to the noise level."""
+    """What the residuals of all equations may add up to, relative to the noise level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,8 @@ class PictureInputsConfig(InputsConfig):
 class WeightsConfig:
     """S3: the inputs are fixed, a change of the weights is solved for, linearised at the base."""
 
-    subset: Literal["none", "all", "cross_attention", "lora"] = "all"
-    """The weights that may change; none leaves S3 out."""
+    subset: Literal["none", "all", "cross_attention", "lora"] = "none"
+    """The weights that may change; none leaves S3 out, which takes hundreds of products with J."""
     rank: int = 4
     """Of the adapters, where subset is lora."""
     examples_per_category: int = 16
@@ -152,6 +156,8 @@ class SolveConfig:
 class PictureSolveConfig(SolveConfig):
     """The systems of a diffusion model."""
 
+    concepts_per_category: int | None = 8
+    """How many concepts of each category are solved; null means all."""
     generation: PictureGenerationConfig = field(default_factory=PictureGenerationConfig)
     inputs: PictureInputsConfig = field(default_factory=PictureInputsConfig)
     weights: PictureWeightsConfig = field(default_factory=PictureWeightsConfig)

@@ -30,7 +30,7 @@ from .generation import classes_table, residual_profile, solve_generations, solv
 from .inputs import solve_inputs, solve_inversions
 from .measures import category_means, category_trends, systems_table
 from .text import solve_text
-from .weights import SHUFFLED, EquationSet, residual_curves, solve_examples, solve_sets, spectra
+from .weights import SHUFFLED, EquationSet, KnownSide, residual_curves, solve_examples, solve_sets, spectra
 
 LAYOUT = 1
 """Part of every key: raised when the tables' meaning changes."""
@@ -179,10 +179,11 @@ def _weight_jobs(weights: WeightSide | None, task: Task, config: Config, chosen:
     if known:
         control = shuffled(known[: own.examples_per_category])
         sets.append(EquationSet(concept=SHUFFLED, examples=control))
+    held = KnownSide(weights=weights, examples=chosen.known, num_steps=own.num_steps)
     rows = 5 * own.num_steps * (own.examples_per_category + own.num_known)
     jobs = [
-        _Job("sets", sets, partial(solve_sets, weights, chosen.known, config=own), rows, 1),
-        _Job("examples", singles, partial(solve_examples, weights, chosen.known, config=own), rows // 2, 4),
+        _Job("sets", sets, partial(solve_sets, weights, held, config=own), rows, 1),
+        _Job("examples", singles, partial(solve_examples, weights, held, config=own), rows // 2, 4),
     ]
     if own.forecast_steps:
         rows = 5 * max(own.forecast_steps) * own.max_forecast_examples

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
 
-from ..numerics.interference import constrained, side_effect, solvable_share
+from ..numerics.interference import RowSpan, constrained, solvable_share
 from ..numerics.krylov import KrylovSolution, effective_rank, least_squares, picard_slope
 from ..records import Example
 from ..systems import Equations, WeightSide
@@ -22,6 +23,8 @@ from .config import WeightsConfig
 
 REPORTED_STEPS = (1, 2, 5, 10, 20)
 """After how many Krylov steps residuals are told."""
+MAX_SPAN_ROWS = 256
+"""Up to so many known equations their span is formed."""
 SHUFFLED = "shuffled"
 """The control in the place of a category: known concepts' examples with each other's captions or answers."""
 
@@ -35,11 +38,38 @@ class EquationSet:
     examples: tuple[Example, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownSide:
+    """What is known and should not move; read when it is first asked for, and once."""
+
+    weights: WeightSide
+    examples: tuple[Example, ...]
+    num_steps: int
+
+    @cached_property
+    def equations(self) -> Equations:
+        """J_K of the known examples."""
+        return self.weights.equations(self.examples)
+
+    def share_outside(self, own: Equations) -> float:
+        """The share of the gradient Jᵀ r that moves nothing known (with r = 1 where all is fitted): exact where the known
+        equations are few, else after `num_steps` Krylov steps."""
+        residual = own.residual if bool(own.residual.any()) else torch.ones_like(own.residual)
+        if self._span is not None:
+            return self._span.share_outside(own.jacobian.vjp(residual))
+        return solvable_share(own.jacobian, self.equations.jacobian, residual, num_steps=self.num_steps)
+
+    @cached_property
+    def _span(self) -> RowSpan | None:
+        known = self.equations
+        return RowSpan.of(known.jacobian, known.residual) if known.jacobian.num_rows <= MAX_SPAN_ROWS else None
+
+
 def solve_sets(
-    weights: WeightSide, known: Sequence[Example], sets: Sequence[EquationSet], config: WeightsConfig
+    weights: WeightSide, known: KnownSide, sets: Sequence[EquationSet], config: WeightsConfig
 ) -> pd.DataFrame:
     """One row for each set of examples: residuals and norms after every step, spectrum, and side effects."""
-    held = weights.equations(known).jacobian if known else None
+    held = known.equations.jacobian if known.examples else None
     rows = []
     for own in sets:
         equations = weights.equations(own.examples)
@@ -52,35 +82,32 @@ def solve_sets(
             "coefficients": found.coefficients.tolist(),
         }
         if held is not None:
-            moved = equations.jacobian.jvp(found.solution)
-            effect = side_effect(equations.jacobian, held, equations.residual, num_steps=config.num_steps)
+            moved = equations.residual - found.residual
+            effect = held.jvp(found.solution)  # Θ_KU Θ_UU⁺ r_U, as far as the steps went
             bound = constrained(
                 equations.jacobian, held, equations.residual, config.known_weight, num_steps=config.num_steps
             )
-            left = equations.residual - equations.jacobian.jvp(bound.solution)
             row |= {
                 "side_effect": _ratio(_rms(effect), _rms(moved)),
                 "known_shift": float(effect.double().mean()),
-                "constrained_residual": _ratio(float(left.norm()), float(equations.residual.norm())),
-                "constrained_side_effect": _ratio(_rms(held.jvp(bound.solution)), _rms(moved)),
+                "constrained_residual": _ratio(float(bound.new_residual.norm()), float(equations.residual.norm())),
+                "constrained_side_effect": _ratio(_rms(bound.side_effect), _rms(moved)),
             }
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def solve_examples(
-    weights: WeightSide, known: Sequence[Example], sets: Sequence[EquationSet], config: WeightsConfig
+    weights: WeightSide, known: KnownSide, sets: Sequence[EquationSet], config: WeightsConfig
 ) -> pd.DataFrame:
     """One row for each example by itself: what it takes, and the share of its gradient that moves nothing known."""
-    held = weights.equations(known).jacobian if known else None
     rows = []
     for own in sets:
         equations = weights.equations(own.examples)
         found = least_squares(equations.jacobian, equations.residual, num_steps=config.num_steps)
         row = {"concept": own.concept, **_solution(equations, found)}
-        if held is not None:
-            solved_for = equations.residual if bool(equations.residual.any()) else torch.ones_like(equations.residual)
-            row["solvable_share"] = solvable_share(equations.jacobian, held, solved_for, num_steps=config.num_steps)
+        if known.examples:
+            row["solvable_share"] = known.share_outside(equations)
         rows.append(row)
     return pd.DataFrame(rows)
 
