@@ -40,10 +40,7 @@ QUICK = [
     "solve.weights.forecast_steps=[2]",
     "solve.weights.max_forecast_examples=2",
 ]
-SOLVED = [
-    f"solve/{name}"
-    for name in ("systems", "classes", "recoveries", "sets", "examples", "forecasts")
-]
+SOLVED = [f"solve/{name}" for name in ("systems", "classes", "recoveries", "sets", "examples", "forecasts")]
 """What is solved of both kinds of learner or of pictures."""
 
 
