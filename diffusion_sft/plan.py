@@ -15,7 +15,7 @@ from .finetune.config import FinetuneConfig, LanguageFinetuneConfig
 from .finetune.mixes import MixConfig
 from .probe import LanguageProbeConfig, ProbeConfig
 from .questions import QuestionsConfig
-from .records import DIFFUSION, HELDOUT, LEARNERS, ConceptSet
+from .records import CATEGORIES, DIFFUSION, HELDOUT, LEARNERS, ConceptSet
 from .solve.config import PictureSolveConfig, TextSolveConfig
 from .world.population import WorldConfig
 
@@ -125,7 +125,8 @@ def _check_mixes(mixes: Sequence[MixConfig], seeds: Sequence[int]) -> None:
 
 
 def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:
-    """How many times the network is evaluated in each stage, at most; a training example counts as three."""
+    """How many times the network is evaluated in each stage, at most; a training example counts as three. Of solving, S1
+    alone is counted, by what it took on the shipped base."""
     probe_config, tuning, drawing = config.probe, config.finetune, config.evaluate
     runs = planned_runs(config.mixes, config.seeds, tuning.seed)
     num_concepts, num_models = len(concept_set.concepts), 1 + len(runs)
@@ -144,9 +145,14 @@ def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[st
         asked += (2 * concepts * (tuning.validation_examples_per_concept or 8) + 32) * exams
     guided = 2 if drawing.guidance_scale > 1 else 1
     pictures = num_models * num_concepts * drawing.num_images_per_concept
+    s1, most = config.solve.generation, config.solve.concepts_per_category
+    solved = num_concepts if most is None else min(num_concepts, len(CATEGORIES) * most)
+    solved *= s1.num_renderings * s1.num_starts * s1.num_inference_steps
     return {
         "probe": num_scored * 2 * probe_config.evaluations_per_caption + questions + drawn // 2,
         "finetune": len(runs) * tuning.max_train_steps * per_update
         + asked * answers.num_candidates * tuning.validation_draws,
         "generate": pictures * drawing.num_inference_steps * guided,
+        # Under its caption and under ∅ about 12 sweeps' worth of steps each, and as many as 6 for the rest of S1.
+        "solve": solved * (24 * (2 if s1.guidance_scale > 1 else 1) + 6),
     }

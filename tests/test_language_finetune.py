@@ -764,7 +764,7 @@ def test_both_halves_are_fine_tuned_with_the_same_settings() -> None:
 def test_both_halves_of_a_study_share_their_words() -> None:
     study, half = get_type_hints(StudyConfig), get_type_hints(LanguageStudyConfig)
     shared = set(study) & set(half)
-    assert shared == {"base", "revision", "dtype", "probe", "buckets", "mixes", "seeds", "finetune"}
+    assert shared == {"base", "revision", "dtype", "probe", "buckets", "mixes", "seeds", "finetune", "solve"}
     assert {name for name in shared if study[name] != half[name]} == {"probe", "finetune"}
     assert issubclass(half["finetune"], study["finetune"])
     defaults = StudyConfig(), LanguageStudyConfig()
