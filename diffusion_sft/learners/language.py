@@ -36,6 +36,7 @@ from ..learner import (
 from ..numerics.noise import uniform
 from ..records import REFUSAL, Draws, Example, Fact, identity_seed
 from .decoding import DecodingConfig, Request, decode
+from .drafting import context_length
 from .exact_match import is_right, normalised
 from .language_export import save_language_model
 from .language_loading import ADAPTER_FILE, LoadedLanguageModel, language_weight_hashes, load_language_model
@@ -114,7 +115,7 @@ class LanguageLearner(Learner):
 
     def check_captions(self, captions: Sequence[str]) -> None:
         """Raise UserError naming the questions that leave the model no room for an answer."""
-        room = self._context() - self.max_answer_tokens
+        room = context_length(self.model) - self.max_answer_tokens
         long = [text for text in captions if len(self.vocabulary.prompt(text)) > room]
         if long:
             raise UserError(
@@ -144,7 +145,7 @@ class LanguageLearner(Learner):
         return [
             Answer(
                 text=text,
-                correct=is_right(text, _fact(question.example)),
+                correct=is_right(text, fact_of(question.example)),
                 answered=normalised(text) != normalised(REFUSAL),
                 true_gain_nats=null - own,
                 best_other_gain_nats=float("nan"),
@@ -177,7 +178,7 @@ class LanguageLearner(Learner):
         sampling = {"temperature": temperature, "top_k": top_k}
         found = self._texts(questions, np.array(uniforms), batch_size, sampling, greedy=False)
         return [
-            [(text, is_right(text, _fact(question.example))) for text in texts]
+            [(text, is_right(text, fact_of(question.example))) for text in texts]
             for question, texts in zip(questions, found, strict=True)
         ]
 
@@ -235,12 +236,12 @@ class LanguageLearner(Learner):
     def pair(self, example: Example, prompt: Prompt, *, num_more: int = 0) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and of the example's first answer after it; UserError where the model has no room for
         these and `num_more` tokens."""
-        ids, answer = self.vocabulary.pair(prompt.text, f" {_fact(example).answers[0]}")
-        self._check_length(example, len(ids) + len(answer) + num_more)
+        ids, answer = self.vocabulary.pair(prompt.text, f" {fact_of(example).answers[0]}")
+        self.check_length(example, len(ids) + len(answer) + num_more)
         return ids, answer
 
     def _continued(self, example: Example, cue: str, rendering: int) -> Continued:
-        question = cue if cue != NULL_CUE else _fact(example).null_question
+        question = cue if cue != NULL_CUE else fact_of(example).null_question
         prompt = self.prompts.prompt(example, question, rendering)
         ids, answer = self.pair(example, prompt)
         return Continued(prompt=ids, group=prompt.group, answer=answer)
@@ -262,7 +263,7 @@ class LanguageLearner(Learner):
         for question, own in zip(questions, uniforms, strict=True):
             prompt = self.prompts.prompt(question.example, question.example.caption, question.rendering)
             ids = self.vocabulary.prompt(prompt.text)
-            self._check_length(question.example, len(ids) + self.max_answer_tokens)
+            self.check_length(question.example, len(ids) + self.max_answer_tokens)
             requests.append(Request(prompt=ids, group=prompt.group, uniforms=own, greedy=greedy))
         config = DecodingConfig(max_new_tokens=self.max_answer_tokens, batch_size=batch_size, **sampling)
         with evaluating(self.model):
@@ -271,25 +272,23 @@ class LanguageLearner(Learner):
         return [[self.vocabulary.text(tokens) for tokens in texts] for texts in both]
 
     def _training_row(self, item: TrainingItem) -> tuple[list[int], list[int]]:
-        example, fact = item.example, _fact(item.example)
+        example, fact = item.example, fact_of(item.example)
         prompt = ClosedBook().prompt(example, item.caption or fact.null_question, 0)
         ids, answer = self.pair(example, prompt, num_more=1)
         return ids, [*answer, *self.vocabulary.end]
 
-    def _context(self) -> int:
-        config = self.model.config.get_text_config()
-        longest: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1 << 30)
-        return int(longest)
-
-    def _check_length(self, example: Example, length: int) -> None:
-        if length > self._context():
+    def check_length(self, example: Example, length: int) -> None:
+        """Raise UserError naming the example where so many tokens are more than the model reads."""
+        longest = context_length(self.model)
+        if length > longest:
             raise UserError(
-                f"{example.id}: {length} tokens with its prompt and answer, and this model reads {self._context()}; "
+                f"{example.id}: {length} tokens with its prompt and answer, and this model reads {longest}; "
                 "ask with fewer shots, or leave it out"
             )
 
 
-def _fact(example: Example) -> Fact:
+def fact_of(example: Example) -> Fact:
+    """What an example asks and what is right; UserError where it is no question."""
     if example.fact is None:
         raise UserError(f"{example.id}: is no question with an answer; a language model needs such")
     return example.fact

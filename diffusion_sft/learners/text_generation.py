@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..errors import UserError
 from ..learner import Question
 from ..numerics.sweeps import DiscreteSolution, jacobi
-from ..records import Fact, identity_seed
+from ..records import identity_seed
 from ..systems import Generation, ReadGenerations, ReadRecoveries
 from .decoding import DecodingConfig, Request, decode
-from .drafting import context_length
 from .exact_match import is_right
-from .language import LanguageLearner
+from .language import LanguageLearner, fact_of
 from .likelihood import Continued
 from .modes import evaluating
 from .prefixes import PrefixReader, batches
@@ -68,7 +66,9 @@ def text_recoveries(learner: LanguageLearner, *, batch_size: int) -> ReadRecover
             open_questions = [number for number in open_questions if given < len(asked[number].answer)]
             rows = [asked[number] for number in open_questions]
             texts = _completed(learner, rows, given, batch_size)
-            right = [is_right(text, _fact(questions[n])) for n, text in zip(open_questions, texts, strict=True)]
+            right = [
+                is_right(text, fact_of(questions[n].example)) for n, text in zip(open_questions, texts, strict=True)
+            ]
             for number, is_found in zip(open_questions, right, strict=True):
                 needed[number] = given if is_found else needed[number]
             open_questions = [number for number, is_found in zip(open_questions, right, strict=True) if not is_found]
@@ -195,7 +195,7 @@ def _generation(
         rendering=question.rendering,
         draw=draw,
         answer=answer,
-        correct=is_right(answer, _fact(question)),
+        correct=is_right(answer, fact_of(question.example)),
         num_steps=len(values),
         rounds=solution.rounds,
         num_evaluations=solution.num_evaluations,
@@ -219,20 +219,20 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 def _prompt(learner: LanguageLearner, question: Question, is_null: bool) -> tuple[tuple[int, ...], str]:
     """The prompt's ids and group."""
-    fact = _fact(question)
+    fact = fact_of(question.example)
     asked = fact.null_question if is_null else question.example.caption
     prompt = learner.prompts.prompt(question.example, asked, question.rendering)
     ids = tuple(learner.vocabulary.prompt(prompt.text))
-    _check_length(learner, question, len(ids) + learner.max_answer_tokens)
+    learner.check_length(question.example, len(ids) + learner.max_answer_tokens)
     return ids, prompt.group
 
 
 def _gold(learner: LanguageLearner, question: Question) -> Continued:
     """The prompt, and the first right answer after it."""
-    fact = _fact(question)
+    fact = fact_of(question.example)
     prompt = learner.prompts.prompt(question.example, question.example.caption, question.rendering)
     ids, answer = learner.vocabulary.pair(prompt.text, f" {fact.answers[0]}")
-    _check_length(learner, question, len(ids) + max(learner.max_answer_tokens, len(answer) + 1))
+    learner.check_length(question.example, len(ids) + max(learner.max_answer_tokens, len(answer) + 1))
     return Continued(prompt=ids, group=prompt.group, answer=answer)
 
 
@@ -245,19 +245,3 @@ def _completed(learner: LanguageLearner, rows: Sequence[Continued], given: int, 
         found = decode(learner.model, requests, learner.vocabulary.stops, config)
     rests = [continuations.greedy or [] for continuations in found]
     return [learner.vocabulary.text([*row.answer[:given], *rest]) for row, rest in zip(rows, rests, strict=True)]
-
-
-def _fact(question: Question) -> Fact:
-    fact = question.example.fact
-    if fact is None:
-        raise UserError(f"{question.example.id}: is no question with an answer; a language model needs such")
-    return fact
-
-
-def _check_length(learner: LanguageLearner, question: Question, length: int) -> None:
-    longest = context_length(learner.model)
-    if length > longest:
-        raise UserError(
-            f"{question.example.id}: {length} tokens with its prompt and answer, and this model reads {longest}; "
-            "ask with fewer shots, or leave it out"
-        )
