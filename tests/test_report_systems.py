@@ -5,6 +5,7 @@ python tests/test_report_systems.py FOLDER     writes a study of both halves, an
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -149,7 +150,9 @@ def _forecasts(learner: str, runs: Sequence[str], generator: np.random.Generator
                     change = generator.normal(0.4 if role == "trained" else -0.05, 0.1)
                     last = 0.5 + change + generator.normal(0, 0.05)
                     change += 0.5
-                    rows.append(about | errors | {"base": 0.5, "forecast": change, "before": 0.5, "last": last})
+                    own = {"base": 0.5, "forecast": change, "before": 0.5, "last": last}
+                    nats = {f"{name}_error_nats": 4 - 3 * value**2 for name, value in own.items()}
+                    rows.append(about | errors | own | nats)
     return pd.DataFrame(rows)
 
 
@@ -157,11 +160,23 @@ def _correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (steps, role, category), own in forecasts.groupby(["krylov_steps", "role", "category"]):
         value = float(stats.spearmanr(own["forecast"], own["last"]).statistic)
-        for outcome in ("early", "last"):
-            found = value - (0.25 if outcome == "early" else 0.0)
+        kinds = (("accuracy", "forecast", 0.0), ("error_nats", "forecast", 0.03125), ("error_nats", "start", 0.0625))
+        for outcome, (measure, predictor, less) in itertools.product(("early", "last"), kinds):
+            found = value - less - (0.25 if outcome == "early" else 0.0)
             ends = (max(-1.0, found - 0.125), min(1.0, found + 0.0625))
-            rows.append((steps, role, category, outcome, len(own), found, *ends))
-    columns = ["krylov_steps", "role", "category", "outcome", "num_runs", "value", "low", "high"]
+            rows.append((steps, role, category, outcome, measure, predictor, len(own), found, *ends))
+    columns = [
+        "krylov_steps",
+        "role",
+        "category",
+        "outcome",
+        "measure",
+        "predictor",
+        "num_runs",
+        "value",
+        "low",
+        "high",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -229,8 +244,8 @@ def test_both_halves_show_every_part(both: Page) -> None:
     found = re.search(r'<section id="systems">.*?</section>', both.text, re.DOTALL)
     assert found
     drawings = found[0].count("<svg") - found[0].count('class="mark"')
-    # Of each half: rounds, two of Krylov steps, five Picard plots, three roles; of pictures the noise levels too.
-    assert drawings == 2 * (1 + 2 + 5 + 3) + 1
+    # Of each half: rounds, two of Krylov steps, five Picard plots, three roles twice; of pictures the noise levels too.
+    assert drawings == 2 * (1 + 2 + 5 + 2 * 3) + 1
     assert found[0].count('aria-label="Picard plot of ') == 10
     assert 'href="#systems"' in both.text
     assert {"solve/classes.csv", "llm/solve/correlations.csv"} <= set(both.links)
@@ -329,28 +344,41 @@ def test_residuals_of_short_and_long_answers_count_alike() -> None:
 def test_forecasts_are_drawn_run_by_run(both: Page, study: Path) -> None:
     table = read_table(study / "solve/forecasts.parquet").query("krylov_steps == 10")
     ranks = read_table(study / "solve/correlations.parquet").query("krylov_steps == 10 and outcome == 'last'")
+    ranks = ranks[ranks.predictor == "forecast"]
 
     def points(value: float) -> str:
-        return f"{round(100 * value, 1):+.1f}".replace("-", "−")
+        return f"{round(100 * value, 1):+.1f} points".replace("-", "−")
 
-    for role, categories in (("trained", ["all"]), ("heldout", ["all"]), ("untouched", ["all", HIGHLY_KNOWN])):
+    def nats(value: float) -> str:
+        decimals = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+        return f"{value:+.{decimals}f} nats".replace("-", "−")
+
+    roles = (("trained", ["all"]), ("heldout", ["all"]), ("untouched", ["all", HIGHLY_KNOWN]))
+    measures = (("accuracy", "", "", points), ("error_nats", "-error", "_error_nats", nats))
+    for (role, categories), (measure, identity, ending, text) in itertools.product(roles, measures):
         drawing = re.search(
-            rf'<svg[^>]*>(?:(?!</svg>).)*id="forecast-{role}-runs-all".*?</svg>', both.text, re.DOTALL
+            rf'<svg[^>]*>(?:(?!</svg>).)*id="forecast-{role}{identity}-runs-all".*?</svg>', both.text, re.DOTALL
         )
         assert drawing
         told = [text.replace("\u00a0", " ") for text in re.findall(r"<title>(.*?)</title>", drawing[0])]
         own = table[(table.role == role) & table.category.isin(categories)]
+        foretold = own[f"forecast{ending}"] - own[f"base{ending}"]
+        real = own[f"last{ending}"] - own[f"before{ending}"]
         assert sorted(told) == sorted(
-            f"{f.run}, {f.category}: forecast {points(f.forecast - f.base)} points, real {points(f.last - f.before)} points"
-            for f in own.itertuples()
+            f"{run}, {category}: forecast {text(first)}, real {text(second)}"
+            for run, category, first, second in zip(own.run, own.category, foretold, real, strict=True)
         )
-        for f in ranks[(ranks.role == role) & ranks.category.isin(categories)].itertuples():
+        for f in ranks[
+            (ranks.role == role) & ranks.category.isin(categories) & (ranks.measure == measure)
+        ].itertuples():
             assert f"ρ {rounded(f.value, f.low, f.high, signed=True)}" in section(both)
     rows = [row for row in cells(both, "forecasts") if len(row) > 1][1:]
     assert [row[0] for row in rows[:3]] == ["trained pictures", "held-out pictures", "known concepts outside the mix"]
     assert len(rows) == 6
-    last = ranks[(ranks.role == "untouched") & (ranks.category == "all")].iloc[0]
-    assert rows[-1][2:] == [rounded(last.value, last.low, last.high, signed=True), str(len(RUNS))]
+    last = ranks[(ranks.role == "untouched") & (ranks.category == "all")].set_index("measure")
+    for place, measure in ((2, "accuracy"), (4, "error_nats")):
+        assert rows[-1][place] == rounded(*last.loc[measure, ["value", "low", "high"]], signed=True)
+    assert rows[-1][6] == str(len(RUNS))
     assert (
         "median of 10 runs: 0.50 at the forecast's own step, 2.0 at the step that fine-tuning took; at 1 it is as large as"
         " the change that the model says. The cosine of the two steps is 0.25." in section(both)
@@ -414,7 +442,7 @@ def test_numbers_that_cannot_be_drawn_or_said_are_left_out(bare: Path) -> None:
         table = read_table(bare / f"{name}.parquet")
         write_table(bare / f"{name}.parquet", table.assign(value=np.nan, low=np.nan, high=np.nan))
     forecasts = read_table(bare / "forecasts.parquet")
-    write_table(bare / "forecasts.parquet", forecasts.assign(last=np.nan))
+    write_table(bare / "forecasts.parquet", forecasts.assign(last=np.nan, last_error_nats=np.nan))
     write_json(bare / "solve.json", {"config": [], "seconds": None})
     told = section(shown(bare))
     assert "ρ not defined" in told

@@ -181,15 +181,13 @@ def tuned_run(
     categories = dict(zip(labels.concept, labels.category, strict=True))
     rows = []
     for update, theta in ((0, torch.from_numpy(network.weights)), (9, weights)):
-        right = network.matrix([q.concept for q in questions["untouched"]]) @ theta > 0
+        values = network.matrix([q.concept for q in questions["untouched"]]) @ theta
         for category in dict.fromkeys(labels.category):
-            own = [
-                bool(r)
-                for r, q in zip(right, questions["untouched"], strict=True)
-                if categories[q.concept] == category
-            ]
-            rows.append((update, "untouched", category, len(own), sum(own)))
-    evaluations = pd.DataFrame(rows, columns=["update", "role", "category", "num_examples", "num_correct"])
+            places = [p for p, q in enumerate(questions["untouched"]) if categories[q.concept] == category]
+            own = values[places]
+            rows.append((update, "untouched", category, len(own), int((own > 0).sum()), -float(own.mean())))
+    columns = ["update", "role", "category", "num_examples", "num_correct", "error_nats"]
+    evaluations = pd.DataFrame(rows, columns=columns)
     return ForecastRun(
         concept=name,
         examples=examples,
@@ -213,14 +211,20 @@ def test_forecast_of_a_linear_model_is_what_happens(
     table = table[table.krylov_steps == 8]
     np.testing.assert_allclose(table.forecast, table["last"])
     np.testing.assert_allclose(table.base, table.before)
+    np.testing.assert_allclose(table.forecast_error_nats, table.last_error_nats, atol=1e-9)
+    np.testing.assert_allclose(table.base_error_nats, table.before_error_nats, atol=1e-9)
+    np.testing.assert_allclose(table.early_error_nats, table.last_error_nats)
     np.testing.assert_allclose(table.cosine, 1.0, atol=1e-9)
     np.testing.assert_allclose(table.relative_residual, 0.0, atol=1e-9)
     np.testing.assert_allclose(table.step_norm, table.real_step_norm, rtol=1e-9)
     assert table[table.category == "all"].forecast.nunique() > 1
     ranks = rank_correlations(table)
-    pooled = ranks[(ranks.category == "all") & (ranks.outcome == "last")].iloc[0]
-    assert pooled["value"] == pytest.approx(1.0)
-    assert pooled.num_runs == 4
+    pooled = ranks[(ranks.category == "all") & (ranks.outcome == "last")].set_index(["measure", "predictor"])
+    for measure in ("accuracy", "error_nats"):
+        assert pooled.loc[(measure, "forecast"), "value"] == pytest.approx(1.0)
+        # Every run starts from the same base, which tells none from another.
+        assert math.isnan(pooled.loc[(measure, "start"), "value"])
+    assert set(pooled.num_runs) == {4}
 
 
 def test_choice_is_the_same_for_any_order_of_rows(labels: pd.DataFrame, concept_set: ConceptSet) -> None:

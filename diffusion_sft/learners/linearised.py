@@ -87,6 +87,13 @@ class Weights:
             sums = [own.to(self.dtype) + piece for own, piece in zip(self.parameters, self.pieces(step), strict=True)]
             return function(self._call(self._named(self._cast(sums))))
 
+    def moved(self, function: Callable[[Call], torch.Tensor], step: torch.Tensor) -> torch.Tensor:
+        """f(θ0) + J δ of one microbatch; at δ = 0 without the product."""
+        if not bool(step.any()):
+            return self.values(function).to(self.dtype)
+        value, change = self.push(function, step)
+        return value.to(self.dtype) + change.to(self.dtype)
+
     def _call(self, weights: Mapping[str, torch.Tensor]) -> Call:
         def call(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(self.network, dict(weights), args, kwargs)

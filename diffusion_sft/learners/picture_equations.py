@@ -126,9 +126,7 @@ class _Moved:
         def output(call: Call) -> Any:
             return call(*given)
 
-        prediction, change = self.weights.push(output, self.delta)
-        total: torch.Tensor = prediction.float() + change.float()
-        return total
+        return self.weights.moved(output, self.delta)
 
 
 def _reaches_text(learner: DiffusionLearner, parameters: Mapping[str, nn.Parameter]) -> bool:

@@ -118,8 +118,7 @@ def text_answers_at(
         # One place more, whatever token is read there: what is foretold after the answer.
         rows = [_row(learner, q.example, learner.prompts, q.rendering, end=[0]) for q in chunk]
         batch = _batch(rows, learner.device)
-        logits, change = weights.push(batch.logits, delta)
-        moved = (logits + change).cpu()
+        moved = weights.moved(batch.logits, delta).cpu()
         for row, own in zip(rows, torch.split(moved, [len(row.answer) for row in rows]), strict=True):
             answers.append(_answer(learner, row.answer[:-1], own, stops))
     return answers

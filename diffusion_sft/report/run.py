@@ -63,9 +63,18 @@ SOLVED = {
     "spectra": ("category", "index", "ritz", "coefficient"),
     "forecasts": (
         *("run", "krylov_steps", "role", "category", "base", "forecast", "before", "last", "step_error"),
-        *("real_step_error", "cosine"),
+        *(
+            "real_step_error",
+            "cosine",
+            "base_error_nats",
+            "forecast_error_nats",
+            "before_error_nats",
+            "last_error_nats",
+        ),
     ),
-    "correlations": ("krylov_steps", "role", "category", "outcome", "num_runs", "value", "low", "high"),
+    "correlations": (
+        *("krylov_steps", "role", "category", "outcome", "measure", "predictor", "num_runs", "value", "low", "high"),
+    ),
 }
 """The tables of the systems of equations and the columns of each that the page reads."""
 MEASURES = ("model", "bucket", "metric", "value", "low", "high", "num_real", "num_generated", "extractor", "note")

@@ -16,13 +16,15 @@ from .run import SOLVED, Run
 from .systems_figures import Frame, forecast_panel, line_panel, picard_panels
 from .systems_tables import ClassRow, class_rows, correlation_table, sets_table, systems_table
 from .systems_words import (
+    ACCURACY,
     ALL,
-    LAST,
+    ERROR,
     TOLD,
     category_of,
     estimate_of,
     linearisation_sentence,
     rank_text,
+    ranks,
     shown_roles,
     shown_steps,
     systems_sentences,
@@ -162,40 +164,39 @@ def _weight_panels(run: Run) -> list[Panel]:
 
 
 def _forecast_panels(run: Run) -> list[Panel]:
-    """One panel for each role: the real change of accuracy at the end over the forecast one."""
+    """Two panels for each role: the real change of accuracy at the end over the forecast one, and that of the error."""
     table = run.solved["forecasts"]
     table = table[table["krylov_steps"] == shown_steps(run)]
-    table = table.assign(forecast=table["forecast"] - table["base"], real=table["last"] - table["before"])
     panels = []
-    for role in shown_roles(run):
-        wanted = (ALL, HIGHLY_KNOWN) if role in FORGETTING else (ALL,)
-        points = {
-            category: own[["run", "forecast", "real"]]
-            for category in wanted
-            if len(
-                own := table[(table["role"] == role) & (table["category"] == category)].dropna(
-                    subset=["forecast", "real"]
-                )
-            )
-        }
-        if points:
-            frame = Frame(
-                title=TOLD[role].capitalize(),
-                identity=f"{run.prefix}forecast-{role}",
-                across="forecast change, points",
-                remark=_ranks(run, role, list(points)),
-            )
-            panels.append(forecast_panel(frame, points))
+    for measure, ending in ((ACCURACY, ""), (ERROR, f"_{ERROR}")):
+        forecast, real = table[f"forecast{ending}"] - table[f"base{ending}"], table[f"last{ending}"]
+        own = table[["run", "role", "category"]].assign(forecast=forecast, real=real - table[f"before{ending}"])
+        own = own.dropna(subset=["forecast", "real"])
+        panels += [panel for role in shown_roles(run) if (panel := _forecast_panel(run, own, role, measure))]
     return panels
 
 
-def _ranks(run: Run, role: str, categories: list[str]) -> str:
+def _forecast_panel(run: Run, table: pd.DataFrame, role: str, measure: str) -> Panel | None:
+    own = table[table["role"] == role]
+    wanted = (ALL, HIGHLY_KNOWN) if role in FORGETTING else (ALL,)
+    points = {category: here for category in wanted if len(here := own[own["category"] == category])}
+    if not points:
+        return None
+    frame = Frame(
+        title=f"{TOLD[role].capitalize()}, {'accuracy' if measure == ACCURACY else 'error'}",
+        identity=f"{run.prefix}forecast-{role}" + ("" if measure == ACCURACY else "-error"),
+        across="forecast change",
+        remark=_ranks(run, role, measure, list(points)),
+    )
+    return forecast_panel(frame, points, in_points=measure == ACCURACY)
+
+
+def _ranks(run: Run, role: str, measure: str, categories: list[str]) -> str:
     """What was asked, and Spearman's ρ of what a panel shows with its interval."""
-    table = run.solved.get("correlations", pd.DataFrame(columns=[*SOLVED["correlations"]]))
-    table = table[(table["krylov_steps"] == shown_steps(run)) & (table["role"] == role) & (table["outcome"] == LAST)]
+    table = ranks(run, measure) if "correlations" in run.solved else pd.DataFrame(columns=[*SOLVED["correlations"]])
     told = []
     for category in categories:
-        own = table[table["category"] == category]
+        own = table[(table["role"] == role) & (table["category"] == category)]
         text = rank_text(estimate_of(own.iloc[0])) if len(own) else "ρ not recorded"
         told.append(text if len(categories) == 1 else f"{category} {text}")
     return f"{run.nouns.role(role)}: {', '.join(told)}"

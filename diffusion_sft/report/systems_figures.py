@@ -18,7 +18,7 @@ from ..records import CATEGORIES
 from .drawing import NORMAL, Panel, panel_axes, tick
 from .svg import COLOURS, INK, MARKERS, MUTED, OTHER, PAPER, inline_svg
 from .systems_words import ALL
-from .wording import cut, number, printable, share
+from .wording import NO_BREAK, cut, number, printable, share
 
 CONTROL = "shuffled"
 """What the tables call known examples with each other's captions or answers."""
@@ -77,13 +77,15 @@ def picard_panels(spectra: pd.DataFrame, prefix: str) -> list[Panel]:
     return panels
 
 
-def forecast_panel(frame: Frame, points: Mapping[str, pd.DataFrame]) -> Panel:
+def forecast_panel(frame: Frame, points: Mapping[str, pd.DataFrame], in_points: bool) -> Panel:
     """One point per run, its real change over its forecast one, by category; on the diagonal the forecast was right.
 
     Args:
         frame: what stands around it.
-        points: by category (or all of them) run, forecast, real (shares).
+        points: by category (or all of them) run, forecast, real.
+        in_points: whether these are shares, told in points, or nats.
     """
+    scale, unit = (100, "points") if in_points else (1, "nats")
     tooltips = {}
     ends = np.concatenate([table[["forecast", "real"]].to_numpy(float).ravel() for table in points.values()])
     low, high = min(0.0, float(ends.min())), max(0.0, float(ends.max()))
@@ -100,12 +102,12 @@ def forecast_panel(frame: Frame, points: Mapping[str, pd.DataFrame]) -> Panel:
                 style["facecolor"] = PAPER
             group = f"runs-{category}"
             axes.scatter(table["forecast"], table["real"], s=32, linewidth=1.4, zorder=3, gid=group, **style)
-            tooltips[group] = [_run_text(row, category) for _, row in table.iterrows()]
-        axes.set(xlim=limits, ylim=limits, xlabel=frame.across, ylabel="real change, points")
+            tooltips[group] = [_run_text(row, category, unit) for _, row in table.iterrows()]
+        axes.set(xlim=limits, ylim=limits, xlabel=f"{frame.across}, {unit}", ylabel=f"real change, {unit}")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: tick(round(100 * value, 6), signed=True)))
-    description = f"{frame.title}: real change of accuracy over the forecast one, {len(tooltips)} kinds of points"
+            axis.set_major_formatter(FuncFormatter(lambda value, _: tick(round(scale * value, 6), signed=True)))
+    description = f"{frame.title}: real change in {unit} over the forecast one, {len(tooltips)} kinds of points"
     svg = inline_svg(figure, frame.identity, description, tooltips)
     return Panel(title=frame.title, remark=frame.remark, svg=svg)
 
@@ -155,6 +157,10 @@ def _power(value: float) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _run_text(row: pd.Series, category: str) -> str:
-    changes = [share(float(row[name]), signed=True, decimals=1) for name in ("forecast", "real")]
+def _run_text(row: pd.Series, category: str, unit: str) -> str:
+    values = [float(row[name]) for name in ("forecast", "real")]
+    if unit == "points":
+        changes = [share(value, signed=True, decimals=1) for value in values]
+    else:
+        changes = [f"{number(value, signed=True)}{NO_BREAK}{unit}" for value in values]
     return f"{printable(cut(str(row['run'])))}, {category}: forecast {changes[0]}, real {changes[1]}"

@@ -10,10 +10,32 @@ from ..records import CATEGORIES
 from .cells import Cell, Group, Table, heading_cell
 from .run import Run
 from .systems_figures import CONTROL, DRAWN
-from .systems_words import ALL, CLASSES, EARLY, LAST, SYSTEMS, category_of, estimate_of, kinds, shown_roles, sizes
+from .systems_words import (
+    ACCURACY,
+    ALL,
+    CLASSES,
+    EARLY,
+    ERROR,
+    FORECAST,
+    LAST,
+    START,
+    SYSTEMS,
+    category_of,
+    estimate_of,
+    kinds,
+    shown_roles,
+    sizes,
+)
 from .wording import DASH, NO_BREAK, Estimate, fixed, listing, number, plural, reading, share
 
-OUTCOMES = {EARLY: "at early stop", LAST: "at the end"}
+FORECASTS = {
+    (ACCURACY, FORECAST, EARLY): "accuracy, early stop",
+    (ACCURACY, FORECAST, LAST): "accuracy, end",
+    (ERROR, FORECAST, EARLY): "error, early stop",
+    (ERROR, FORECAST, LAST): "error, end",
+    (ERROR, START, LAST): "error, end, from the start alone",
+}
+"""The columns of the table of forecasts: measure, predictor, outcome."""
 SETS = {
     "num_examples": "examples",
     "rhs_rms": "r, RMS",
@@ -142,7 +164,8 @@ def _counted(value: float, column: str) -> str:
 
 
 def correlation_table(run: Run) -> Table | None:
-    """Spearman's ρ of forecast and real change over runs, for each number of Krylov steps and both outcomes."""
+    """Spearman's ρ of forecast and real change over runs, for each number of Krylov steps, measure and outcome; beside
+    it that of where the base stood."""
     table = run.solved["correlations"]
     table = table[table["category"] == ALL]
     roles, groups = shown_roles(run), []
@@ -152,13 +175,14 @@ def correlation_table(run: Run) -> Table | None:
         for role in roles:
             own = here[here["role"] == role]
             if len(own):
-                found = {str(row["outcome"]): estimate_of(row) for _, row in own.iterrows()}
-                cells = [estimate_cell(found.get(outcome), signed=True) for outcome in OUTCOMES]
+                keys = zip(own["measure"], own["predictor"], own["outcome"], strict=True)
+                found = dict(zip(keys, (estimate_of(row) for _, row in own.iterrows()), strict=True))
+                cells = [estimate_cell(found.get(key), signed=True) for key in FORECASTS]
                 rows.append((heading_cell(run.nouns.role(role)), *cells, Cell(text=f"{int(own['num_runs'].max())}")))
         if rows:
             groups.append(Group(rows=tuple(rows), heading=plural(steps, "Krylov step")))
     if not groups:
         return None
-    columns = ("asked", *(f"ρ {name}" for name in OUTCOMES.values()), "runs")
+    columns = ("asked", *(f"ρ {name}" for name in FORECASTS.values()), "runs")
     identity, title = f"{run.prefix}forecasts", f"Forecast against outcome, {run.nouns.model}"
     return Table(identity=identity, title=title, columns=columns, groups=tuple(groups))

@@ -18,6 +18,10 @@ from .wording import NO_BREAK, Estimate, fixed, listing, number, plural, reading
 ALL = "all"
 """All questions of a role together."""
 LAST, EARLY = "last", "early"
+ACCURACY, ERROR = "accuracy", "error_nats"
+"""What was foretold of a role's questions."""
+FORECAST, START = "forecast", "start"
+"""What it was foretold from: the linearised model, or where the base stood."""
 CLASSES = {"one": "right in every draw", "many": "right in some draws", "none": "right in no draw"}
 """Solution classes, in the order of the categories that the hypothesis sets beside them."""
 PERMUTATIONS = 9999
@@ -162,16 +166,24 @@ def trend_sentence(run: Run, system: str) -> str:
     return f"{beginning} {'; '.join(parts)}." if parts else ""
 
 
+def ranks(run: Run, measure: str, predictor: str = FORECAST) -> pd.DataFrame:
+    """Rank correlations at the end of training after the steps that are shown, by role and category."""
+    table = run.solved["correlations"]
+    kept = (table["measure"] == measure) & (table["predictor"] == predictor) & (table["outcome"] == LAST)
+    return table[kept & (table["krylov_steps"] == shown_steps(run))]
+
+
 def forecast_sentence(run: Run) -> str:
     """How well the forecasts ranked the runs."""
-    table, steps = run.solved["correlations"], shown_steps(run)
-    table = table[(table["krylov_steps"] == steps) & (table["category"] == ALL) & (table["outcome"] == LAST)]
-    found = {str(row["role"]): row for _, row in table.iterrows()}
-    told = [
-        f"{TOLD[role]} ({run.nouns.role(role)}) {rank_text(estimate_of(found[role]))}"
-        for role in shown_roles(run)
-        if role in found
-    ]
+    told = []
+    for role in shown_roles(run):
+        parts = []
+        for measure, name in ((ACCURACY, "accuracy"), (ERROR, "error in nats")):
+            table = ranks(run, measure)
+            found = table[(table["role"] == role) & (table["category"] == ALL)]
+            parts += [f"{name} {rank_text(estimate_of(row))}" for _, row in found.iterrows()]
+        if parts:
+            told.append(f"{TOLD[role]} ({run.nouns.role(role)}) {', '.join(parts)}")
     if not told:
         return "Missing: rank correlations of forecast and outcome."
     return f"Forecast against outcome, rank correlation over runs at the end of training: {'; '.join(told)}."

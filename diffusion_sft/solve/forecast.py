@@ -6,6 +6,7 @@ run's evaluations asked of the real one, so that fit, held-out accuracy and forg
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,9 @@ from .config import WeightsConfig
 ALL = "all"
 OUTCOMES = ("early", "last")
 """The evaluation at the early stop, and the last one."""
+MEASURES = {"accuracy": "", "error_nats": "_error_nats"}
+"""What is foretold of a role's questions, the share answered rightly and the mean error of what is true; how the columns
+of each end."""
 
 
 def forecast_run(weights: WeightSide, run: ForecastRun, config: WeightsConfig, seed: int) -> pd.DataFrame:
@@ -32,7 +36,7 @@ def forecast_run(weights: WeightSide, run: ForecastRun, config: WeightsConfig, s
 
     `forecast` is the linearised model's accuracy, `base` that of the same model at δ = 0 and `linear_at_real` at the
     step that the run really took, which tells a wrong δ from a wrong linearisation; `before`, `early` and `last` are the
-    run's own evaluations, at update 0, at the early stop and at the end.
+    run's own evaluations, at update 0, at the early stop and at the end. Each has a twin that ends in `_error_nats`.
     """
     equations = weights.lessons(_spread(run.examples, config.max_forecast_examples, seed))
     steps = sorted(config.forecast_steps)
@@ -104,39 +108,55 @@ def _answers(
 
 
 def rank_correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation over runs of forecast and real change of accuracy, by role and category.
+    """Spearman's correlation over runs of what is foretold and the real change, by role and category.
 
-    Columns: krylov_steps, role, category, outcome (`early`, `last`), num_runs, value, low, high.
+    Predictors are the forecast change and, for comparison, where the base stood (`start`, negative: what starts high has
+    far to fall), which takes no forecast at all.
+
+    Columns: krylov_steps, role, category, outcome (`early`, `last`), measure (`accuracy`, `error_nats`), predictor
+    (`forecast`, `start`), num_runs, value, low, high.
     """
     rows = []
-    for (steps, role, category), own in forecasts.groupby(["krylov_steps", "role", "category"], sort=False):
-        for outcome in OUTCOMES:
-            kept = own[own[outcome].notna()]
-            found = (
-                spearman((kept.forecast - kept.base).to_numpy(), (kept[outcome] - kept.before).to_numpy())
-                if len(kept) > 2
-                else Interval(value=math.nan, low=math.nan, high=math.nan)
-            )
-            rows.append((steps, role, category, outcome, len(kept), found.value, found.low, found.high))
-    return pd.DataFrame(
-        rows, columns=["krylov_steps", "role", "category", "outcome", "num_runs", "value", "low", "high"]
-    )
+    for about, own in forecasts.groupby(["krylov_steps", "role", "category"], sort=False):
+        for outcome, (measure, ending) in itertools.product(OUTCOMES, MEASURES.items()):
+            kept = own[own[outcome + ending].notna()]
+            start, change = kept["base" + ending], kept[outcome + ending] - kept["before" + ending]
+            for predictor, foretold in (("forecast", kept["forecast" + ending] - start), ("start", -start)):
+                found = _ranked(foretold, change)
+                rows.append((*about, outcome, measure, predictor, len(kept), found.value, found.low, found.high))
+    columns = [
+        "krylov_steps",
+        "role",
+        "category",
+        "outcome",
+        "measure",
+        "predictor",
+        "num_runs",
+        "value",
+        "low",
+        "high",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ranked(foretold: pd.Series, change: pd.Series) -> Interval:
+    if len(change) > 2:
+        return spearman(foretold.to_numpy(), change.to_numpy())
+    return Interval(value=math.nan, low=math.nan, high=math.nan)
 
 
 def _outcomes(run: ForecastRun, role: str, category: str) -> dict[str, float]:
     own = run.evaluations[run.evaluations.role == role]
     if category != ALL:
         own = own[own.category == category]
-    updates = sorted(own["update"].unique())
-    if not updates:
-        return {"before": math.nan, "early": math.nan, "last": math.nan}
-    early = run.early_update
-
-    def accuracy(update: int | None) -> float:
+    last = own["update"].max() if len(own) else None
+    found = {}
+    for outcome, update in (("before", 0), ("early", run.early_update), ("last", last)):
         here = own[own["update"] == update]
-        return float(here.num_correct.sum() / here.num_examples.sum()) if len(here) else math.nan
-
-    return {"before": accuracy(0), "early": accuracy(early), "last": accuracy(updates[-1])}
+        counts = here.num_examples
+        found[outcome] = float(here.num_correct.sum() / counts.sum()) if len(here) else math.nan
+        found[f"{outcome}_error_nats"] = float(np.average(here.error_nats, weights=counts)) if len(here) else math.nan
+    return found
 
 
 def _spread(examples: Sequence[Example], most: int, seed: int) -> list[Example]:

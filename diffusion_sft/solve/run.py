@@ -32,7 +32,7 @@ from .measures import category_means, category_trends, systems_table
 from .text import solve_text
 from .weights import SHUFFLED, EquationSet, KnownSide, residual_curves, solve_examples, solve_sets, spectra
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of every key: raised when the tables' meaning changes."""
 SOLVED = ("generations", "recoveries", "inputs", "blocks", "inversions", "sets", "examples", "forecasts")
 """What is solved, part by part; the other tables are made of these."""

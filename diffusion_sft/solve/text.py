@@ -65,12 +65,12 @@ def association(
 
 def _means(title: str, means: pd.DataFrame, trends: pd.DataFrame) -> str:
     present = [category for category in CATEGORIES if category in set(means.category)]
-    lines = [f"{title}\n{'':24}" + "".join(f"{category:>25}" for category in present) + f"{'ρ with category':>28}"]
+    lines = [f"{title}\n{'':24}" + "".join(f" {category:>27}" for category in present) + f"{'ρ with category':>28}"]
     for measure in dict.fromkeys(means.measure):
         own = means[means.measure == measure].set_index("category")
         cells = [_interval(own.loc[c]) if c in own.index else "" for c in present]
         trend = trends[(trends.system == means.system.iloc[0]) & (trends.measure == measure)].iloc[0]
-        lines.append(f"{measure:24}" + "".join(f"{cell:>25}" for cell in cells) + f"{_interval(trend):>28}")
+        lines.append(f"{measure:24}" + "".join(f" {cell:>27}" for cell in cells) + f"{_interval(trend):>28}")
     return "\n".join(lines)
 
 
@@ -104,13 +104,17 @@ def _sets(sets: pd.DataFrame) -> str:
 def _forecasts(correlations: pd.DataFrame, forecasts: pd.DataFrame) -> str:
     errors = forecasts.drop_duplicates(["run", "krylov_steps"])
     lines = [
-        f"Forecast against outcome over {forecasts.run.nunique()} runs: Spearman's ρ of the change of accuracy",
-        f"{'steps':>5} {'role':16}{'until':8}{'ρ':>26}",
+        f"Forecast against outcome over {forecasts.run.nunique()} runs: Spearman's ρ of the change of accuracy, and of that"
+        " of the error in nats;\nstart: of the latter with what the base was like, without a forecast",
+        f"{'steps':>5} {'role':16}{'until':8}{'accuracy':>26}{'error':>26}{'start':>26}",
     ]
     pooled = correlations[correlations.category == "all"]
-    lines += [
-        f"{own.krylov_steps:5d} {own.role:16}{own.outcome:8}{_interval(own):>26}" for own in pooled.itertuples()
-    ]
+    for (steps, role, outcome), own in pooled.groupby(["krylov_steps", "role", "outcome"], sort=False):
+        rows = own.set_index(["measure", "predictor"])
+        cells = [
+            rows.loc[key] for key in (("accuracy", "forecast"), ("error_nats", "forecast"), ("error_nats", "start"))
+        ]
+        lines.append(f"{steps:5d} {role:16}{outcome:8}" + "".join(f" {_interval(cell):>25}" for cell in cells))
     told = "linearisation error {:.2f} at the forecast's step, {:.2f} at the real one (medians); cosine of the two {:.2f}"
     return "\n".join(
         [*lines, told.format(*(errors[c].median() for c in ("step_error", "real_step_error", "cosine")))]

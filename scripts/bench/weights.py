@@ -1,6 +1,6 @@
 """How much memory and time does solving J δ = ε − ε̂ in a UNet's weights take?
 
-    python scripts/bench/weights.py --unet FOLDER --device cuda --dtype bfloat16 --examples 64 --batch-size 4 --steps 10
+    python scripts/bench/weights.py --unet FOLDER --device cuda --dtype bfloat16 --examples 64 --batch-size 4 --steps 10 --limit 24
     python scripts/bench/weights.py --unet FOLDER --memory-model       # what that would need, without a GPU
 
 FOLDER holds a UNet's config.json in diffusers' layout; its weights are random, and so are latents, noise and prompt
@@ -219,6 +219,9 @@ def _generator(device: torch.device) -> torch.Generator:
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """Solve, and tell what it took."""
+    if chosen.limit:
+        total = torch.cuda.get_device_properties(chosen.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(chosen.limit * 1e9 / total)
     unet = build_unet(chosen)
     items = make_items(unet, chosen)
     map = linearise(unet, items, chosen)
@@ -234,6 +237,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         "num_columns": map.num_columns,
         "num_rows": map.num_rows,
         "peak_gigabytes": (peak or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e9,
+        "reserved_gigabytes": torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_initialized() else None,
         "peak_of_product_gigabytes": {kind: product.peak_bytes / 1e9 for kind, product in timed.products.items()},
         "seconds_of_product": seconds,
         "relative_residuals": (found.residual_norms / found.residual_norms[0]).tolist(),
@@ -310,6 +314,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--limit", type=float, help="gigabytes of the GPU that may be taken, as on a smaller one")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--memory-model", action="store_true", help="count what would be allocated, and stop")
     parser.add_argument("--output", default="runs/bench/weights.json")
