@@ -227,6 +227,22 @@ def test_forecast_of_a_linear_model_is_what_happens(
     assert set(pooled.num_runs) == {4}
 
 
+def test_ranks_within_seeds_do_not_take_the_seeds_for_a_forecast() -> None:
+    # Within each seed what is foretold falls as the change rises; between seeds both rise.
+    table = pd.DataFrame({"run": [*"abcdef"], "seed": [0, 0, 0, 1, 1, 1], "krylov_steps": 5, "role": "test"})
+    table = table.assign(category="all", base=0.0, before=0.0, early=math.nan, early_error_nats=math.nan)
+    table["forecast"] = [0.3, 0.2, 0.1, 10.3, 10.2, 10.1]
+    table["last"] = [0.1, 0.2, 0.3, 10.1, 10.2, 10.3]
+    for name in ("base", "before", "forecast", "last"):
+        table[f"{name}_error_nats"] = table[name]
+    ranks = rank_correlations(table).set_index(["outcome", "measure", "predictor"])
+    own = ranks.loc[("last", "accuracy", "forecast")]
+    assert own["value"] == pytest.approx(1 - 6 * 16 / (6 * 35))
+    assert own.within_seeds == pytest.approx(-1.0)
+    assert math.isnan(ranks.loc[("last", "accuracy", "start"), "within_seeds"])
+    assert ranks.loc[("early", "accuracy", "forecast"), "num_runs"] == 0
+
+
 def test_choice_is_the_same_for_any_order_of_rows(labels: pd.DataFrame, concept_set: ConceptSet) -> None:
     def chosen(table: pd.DataFrame) -> object:
         return choose(table, concept_set, concepts_per_category=1, examples_per_category=2, num_known=3, seed=0)

@@ -56,6 +56,7 @@ def forecast_run(weights: WeightSide, run: ForecastRun, config: WeightsConfig, s
         solution = found.kept.get(step, found.solution)
         about = {
             "run": run.concept,
+            "seed": run.draws.seed,
             "krylov_steps": step,
             "num_examples": len(equations.blocks),
             **_linearity(weights, equations, solution, real),
@@ -113,8 +114,11 @@ def rank_correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
     Predictors are the forecast change and, for comparison, where the base stood (`start`, negative: what starts high has
     far to fall), which takes no forecast at all.
 
+    Runs of other seeds may be asked other questions, so that part of a correlation is that of the questions;
+    `within_seeds` is the correlation of ranks taken among the runs of one seed.
+
     Columns: krylov_steps, role, category, outcome (`early`, `last`), measure (`accuracy`, `error_nats`), predictor
-    (`forecast`, `start`), num_runs, value, low, high.
+    (`forecast`, `start`), num_runs, value, low, high, within_seeds.
     """
     rows = []
     for about, own in forecasts.groupby(["krylov_steps", "role", "category"], sort=False):
@@ -122,27 +126,26 @@ def rank_correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
             kept = own[own[outcome + ending].notna()]
             start, change = kept["base" + ending], kept[outcome + ending] - kept["before" + ending]
             for predictor, foretold in (("forecast", kept["forecast" + ending] - start), ("start", -start)):
-                found = _ranked(foretold, change)
-                rows.append((*about, outcome, measure, predictor, len(kept), found.value, found.low, found.high))
-    columns = [
-        "krylov_steps",
-        "role",
-        "category",
-        "outcome",
-        "measure",
-        "predictor",
-        "num_runs",
-        "value",
-        "low",
-        "high",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+                found, within = _ranked(foretold, change), _ranked_within(foretold, change, kept["seed"])
+                numbers = (len(kept), found.value, found.low, found.high, within)
+                rows.append((*about, outcome, measure, predictor, *numbers))
+    columns = ["krylov_steps", "role", "category", "outcome", "measure", "predictor"]
+    return pd.DataFrame(rows, columns=[*columns, "num_runs", "value", "low", "high", "within_seeds"])
 
 
 def _ranked(foretold: pd.Series, change: pd.Series) -> Interval:
     if len(change) > 2:
         return spearman(foretold.to_numpy(), change.to_numpy())
     return Interval(value=math.nan, low=math.nan, high=math.nan)
+
+
+def _ranked_within(foretold: pd.Series, change: pd.Series, seeds: pd.Series) -> float:
+    """Correlation of the ranks within each seed, less their seed's mean; NaN where neither varies within a seed."""
+    ranks = pd.DataFrame({"foretold": foretold, "change": change}).groupby(seeds).rank()
+    centred = ranks - ranks.groupby(seeds).transform("mean")
+    if len(centred) < 3 or (centred.abs().max() == 0).any():
+        return math.nan
+    return float(centred["foretold"].corr(centred["change"]))
 
 
 def _outcomes(run: ForecastRun, role: str, category: str) -> dict[str, float]:

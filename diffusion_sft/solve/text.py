@@ -27,6 +27,9 @@ SET_COLUMNS = (
     "side_effect",
 )
 
+SHOWN = (("accuracy", "forecast"), ("error_nats", "forecast"), ("error_nats", "start"))
+"""Measure and predictor of the rank correlations that are told."""
+
 
 def solve_text(
     learner: str, tables: Mapping[str, pd.DataFrame], categories: Mapping[str, str], num_permutations: int, seed: int
@@ -102,23 +105,23 @@ def _sets(sets: pd.DataFrame) -> str:
 
 
 def _forecasts(correlations: pd.DataFrame, forecasts: pd.DataFrame) -> str:
-    errors = forecasts.drop_duplicates(["run", "krylov_steps"])
+    most = forecasts["krylov_steps"].max()
+    errors = forecasts[forecasts["krylov_steps"] == most].drop_duplicates("run")
     lines = [
         f"Forecast against outcome over {forecasts.run.nunique()} runs: Spearman's ρ of the change of accuracy, and of that"
-        " of the error in nats;\nstart: of the latter with what the base was like, without a forecast",
-        f"{'steps':>5} {'role':16}{'until':8}{'accuracy':>26}{'error':>26}{'start':>26}",
+        " of the error in nats\n(within: among the runs of one seed; start: of what the base was like, without a forecast)",
+        f"{'steps':>5} {'role':16}{'until':8}{'accuracy':>26}{'error':>26}{'within':>8}{'start':>26}",
     ]
     pooled = correlations[correlations.category == "all"]
     for (steps, role, outcome), own in pooled.groupby(["krylov_steps", "role", "outcome"], sort=False):
         rows = own.set_index(["measure", "predictor"])
-        cells = [
-            rows.loc[key] for key in (("accuracy", "forecast"), ("error_nats", "forecast"), ("error_nats", "start"))
-        ]
-        lines.append(f"{steps:5d} {role:16}{outcome:8}" + "".join(f" {_interval(cell):>25}" for cell in cells))
-    told = "linearisation error {:.2f} at the forecast's step, {:.2f} at the real one (medians); cosine of the two {:.2f}"
-    return "\n".join(
-        [*lines, told.format(*(errors[c].median() for c in ("step_error", "real_step_error", "cosine")))]
-    )
+        accuracy, error, start = (_interval(rows.loc[key]) for key in SHOWN)
+        within = rows["within_seeds"].to_dict()[SHOWN[1]]
+        cells = f" {accuracy:>25} {error:>25}{within:8.2f} {start:>25}"
+        lines.append(f"{steps:5d} {role:16}{outcome:8}{cells}")
+    told = "linearisation error {:.2f} at the step after {:d}, {:.2f} at the real one (medians); cosine of the two {:.2f}"
+    linear, real, cosine = (float(errors[c].median()) for c in ("step_error", "real_step_error", "cosine"))
+    return "\n".join([*lines, told.format(linear, int(most), real, cosine)])
 
 
 def _interval(row: object) -> str:
