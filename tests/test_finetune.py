@@ -34,7 +34,7 @@ from diffusion_sft.finetune.average import AveragedWeights, lent
 from diffusion_sft.finetune.card_words import LORA_FILE
 from diffusion_sft.finetune.command import FinetuneCommandConfig
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.dynamics import dynamics_points, fit_dynamics
+from diffusion_sft.finetune.dynamics import dynamics_points
 from diffusion_sft.finetune.evaluations import (
     COLUMNS,
     Exam,
@@ -238,38 +238,6 @@ def test_dynamics_count_fitted_examples_by_what_the_base_knew() -> None:
     ]
     points = dynamics_points(pd.DataFrame(rows, columns=list(COLUMNS)))
     assert points.values.tolist() == [[10, 4 / 16, 2 / 16, 4 / 8]]
-
-
-def test_the_dynamics_model_recovers_an_exact_line() -> None:
-    generator = np.random.default_rng(0)
-    known, unknown = generator.uniform(0, 1, (2, 12))
-    points = pd.DataFrame({"fitted_known_share": known, "fitted_unknown_share": unknown})
-    fit = fit_dynamics(points.assign(accuracy=0.369 + 0.073 * known - 0.083 * unknown))
-    assert (fit.intercept.estimate, fit.known.estimate, fit.unknown.estimate) == pytest.approx((0.369, 0.073, -0.083))
-    assert fit.r_squared == pytest.approx(1.0)
-    assert fit.unknown.high - fit.unknown.low < 1e-9
-
-
-def test_the_dynamics_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    generator = np.random.default_rng(1)
-    known, unknown = generator.uniform(0, 1, (2, 10))
-    held = 0
-    for _ in range(400):
-        accuracy = 0.4 + 0.1 * known - 0.2 * unknown + generator.normal(0, 0.05, 10)
-        points = pd.DataFrame({"fitted_known_share": known, "fitted_unknown_share": unknown, "accuracy": accuracy})
-        coefficient = fit_dynamics(points).unknown
-        held += coefficient.low <= -0.2 <= coefficient.high
-    assert abs(held / 400 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 400)
-
-
-def test_what_the_points_cannot_tell_is_nan() -> None:
-    points = pd.DataFrame(
-        {"fitted_known_share": 0.0, "fitted_unknown_share": np.linspace(0, 1, 8), "accuracy": np.linspace(1, 0, 8)}
-    )
-    fit = fit_dynamics(points)
-    assert math.isnan(fit.known.estimate)
-    assert math.isnan(fit.r_squared)
-    assert fit.num_points == 8
 
 
 # --- grids ---

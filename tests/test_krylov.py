@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator, lsmr
 
-from diffusion_sft.numerics.interference import RowSpan, constrained, side_effect, solvable_share
+from diffusion_sft.numerics.interference import RowSpan, constrained, solvable_share
 from diffusion_sft.numerics.krylov import effective_rank, least_squares, picard_slope, project_out
 from diffusion_sft.numerics.linear_map import DenseMap, Transposed
 
@@ -174,7 +174,7 @@ def test_side_effects_are_the_cross_kernel_times_the_inverse_kernel() -> None:
     generator = np.random.default_rng(4)
     new, known, residual = generator.normal(size=(6, 50)), generator.normal(size=(9, 50)), generator.normal(size=6)
     expected = known @ new.T @ np.linalg.solve(new @ new.T, residual)
-    found = side_effect(as_map(new), as_map(known), torch.from_numpy(residual), num_steps=10)
+    found = constrained(as_map(new), as_map(known), torch.from_numpy(residual), 0.0, num_steps=10).side_effect
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
 
 
@@ -199,14 +199,14 @@ def test_planted_interference() -> None:
     known, one = DenseMap(basis[:5]), torch.ones(1, dtype=torch.float64)
     apart = DenseMap(basis[5:6])
     assert solvable_share(apart, known, one, num_steps=5) == pytest.approx(1)
-    assert side_effect(apart, known, one, num_steps=5).norm() < 1e-12
+    assert constrained(apart, known, one, 0.0, num_steps=5).side_effect.norm() < 1e-12
     same = DenseMap(basis[2:3] * 3)
     assert solvable_share(same, known, one, num_steps=5) < 1e-12
-    assert side_effect(same, known, one, num_steps=5)[2] == pytest.approx(1 / 3)
+    assert constrained(same, known, one, 0.0, num_steps=5).side_effect[2] == pytest.approx(1 / 3)
     for angle in (0.3, 1.2):
         mixed = DenseMap(math.cos(angle) * basis[5:6] + math.sin(angle) * basis[2:3])
         assert solvable_share(mixed, known, -2 * one, num_steps=5) == pytest.approx(math.cos(angle))
-        assert side_effect(mixed, known, one, num_steps=5).norm() == pytest.approx(math.sin(angle))
+        assert constrained(mixed, known, one, 0.0, num_steps=5).side_effect.norm() == pytest.approx(math.sin(angle))
         # Both conditions at once, exactly: a step along the part that is free.
         held = constrained(mixed, known, one, 1e9, num_steps=5)
         assert held.solution.norm() == pytest.approx(1 / math.cos(angle), rel=1e-6)

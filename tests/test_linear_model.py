@@ -116,3 +116,30 @@ def test_values_that_agree_or_stand_alone_show_no_spread() -> None:
         assert mean.value == pytest.approx(0.3)
         assert math.isnan(mean.low)
         assert math.isnan(mean.high)
+
+
+def test_the_dynamics_model_recovers_an_exact_line() -> None:
+    generator = np.random.default_rng(0)
+    known, unknown = generator.uniform(0, 1, (2, 12))
+    fit = fit_dynamics(known, unknown, 0.369 + 0.073 * known - 0.083 * unknown)
+    assert (fit.intercept.estimate, fit.known.estimate, fit.unknown.estimate) == pytest.approx((0.369, 0.073, -0.083))
+    assert fit.r_squared == pytest.approx(1.0)
+    assert fit.unknown.high - fit.unknown.low < 1e-9
+
+
+def test_the_dynamics_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(1)
+    known, unknown = generator.uniform(0, 1, (2, 10))
+    held = 0
+    for _ in range(400):
+        accuracy = 0.4 + 0.1 * known - 0.2 * unknown + generator.normal(0, 0.05, 10)
+        coefficient = fit_dynamics(known, unknown, accuracy).unknown
+        held += coefficient.low <= -0.2 <= coefficient.high
+    assert abs(held / 400 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 400)
+
+
+def test_what_the_points_cannot_tell_is_nan() -> None:
+    fit = fit_dynamics(np.zeros(8), np.linspace(0, 1, 8), np.linspace(1, 0, 8))
+    assert math.isnan(fit.known.estimate)
+    assert math.isnan(fit.r_squared)
+    assert fit.num_points == 8

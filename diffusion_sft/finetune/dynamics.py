@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..numerics import linear_model
-from ..numerics.linear_model import Coefficient, Dynamics
 from ..records import UNKNOWN
 from .evaluations import TRAINED, UNTOUCHED
-
-__all__ = ["COLUMNS", "Coefficient", "Dynamics", "dynamics_points", "fit_dynamics"]
 
 COLUMNS = ["update", "fitted_known_share", "fitted_unknown_share", "accuracy"]
 
@@ -34,16 +30,3 @@ def dynamics_points(evaluations: pd.DataFrame, role: str = UNTOUCHED) -> pd.Data
         known = trained.loc[trained.category != UNKNOWN, "num_correct"].sum() / size
         rows.append([update, known, unknown, asked.num_correct.sum() / asked.num_examples.sum()])
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def fit_dynamics(points: pd.DataFrame, *, confidence: float = 0.95) -> Dynamics:
-    """Ordinary least squares of accuracy on the two fitted shares, over the evaluation points of any number of runs.
-
-    Intervals are Student's t with n − 3 degrees of freedom. They take the points for independent, which successive
-    evaluations of one run are not: read them as too narrow. A coefficient that the points cannot tell (a share that
-    never changes, or changes in proportion with the other; three points or fewer) is NaN.
-    """
-    known, unknown, accuracy = (
-        points[name].to_numpy(float) for name in ("fitted_known_share", "fitted_unknown_share", "accuracy")
-    )
-    return linear_model.fit_dynamics(known, unknown, accuracy, confidence=confidence)

@@ -27,15 +27,11 @@ class Constrained:
     """J_known δ."""
 
 
-def side_effect(new: LinearMap, known: LinearMap, residual: torch.Tensor, *, num_steps: int) -> torch.Tensor:
-    """J_K δ*, (known.num_rows,), with δ* where `num_steps` steps on J_U δ = r_U end."""
-    return known.jvp(least_squares(new, residual, num_steps=num_steps).solution)
-
-
 def constrained(
     new: LinearMap, known: LinearMap, residual: torch.Tensor, weight: float, *, num_steps: int
 ) -> Constrained:
-    """min ‖J_new δ − r‖² + weight ‖J_known δ‖²: what is left to solve where known outputs may hardly move.
+    """min ‖J_new δ − r‖² + weight ‖J_known δ‖²: what is left to solve where known outputs may hardly move, and what J_known δ
+    does to them; at weight 0 that is the side effect Θ_KU Θ_UU⁺ r of a plain solution.
 
     Raises:
         ValueError: a negative weight.
