@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,6 +22,8 @@ VERBS = {
     "generate": "draw pictures from prompts with a base, a fine-tuned pipeline or a LoRA",
     "evaluate": "FID, KID, coverage and accuracy per bucket, before and after",
     "report": "write the page from the tables that are there",
+    "compare": "both learners side by side: one table of shared metrics beside the published figures, and the verdict",
+    "serve": "show running and finished runs in the browser, on this machine alone: diffusion-sft serve RUNS",
     "data check": "show what a concept set was read as: counts, sizes, captions, near-duplicates, a contact sheet",
     "cache fill": "encode images and captions once, so that runs start at once and train faster",
     "cache verify": "check every file of a cache against its manifest",
@@ -41,6 +43,8 @@ EXAMPLES = """examples:
   diffusion-sft study learners=[llm] llm.base=Qwen/Qwen3-0.6B-Base llm.questions.path=/data/EntityQuestions
   diffusion-sft sft pretrained_model_name_or_path=/models/llm questions.path=/data/facts.jsonl method=lora
   diffusion-sft data check concepts.path=/data/my-photos
+  diffusion-sft serve runs
+  diffusion-sft compare runs=[runs/quickstart,runs/another-seed] --out runs/compare
   diffusion-sft finetune --settings          every setting with its default and meaning
 
 probe, bucket, solve, evaluate and report take a study's settings and do the stages before them where those are missing.
@@ -103,6 +107,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.explain:
         print("\n".join(explain(schema)))
         return 0
+    if options.verb == "serve":
+        return _serve(schema, options)
     files = [text for text in options.settings if "=" not in text]
     if len(files) > 1:
         raise UserError(f"one configuration file at most, not {', '.join(files)}")
@@ -122,13 +128,38 @@ def _run(options: argparse.Namespace) -> int:
 
 def _schema(verb: str) -> type:
     # Imported here, so that `--help` answers at once.
+    if verb == "serve":
+        from .serve.config import ServeConfig
+
+        return ServeConfig
     if verb in STUDY_VERBS:
         from .plan import StudyConfig
 
         return StudyConfig
+    if verb == "compare":
+        from .compare import CompareConfig
+
+        return CompareConfig
     from . import commands
 
     return commands.SCHEMAS[verb]
+
+
+def _serve(schema: type, options: argparse.Namespace) -> int:
+    """Beside a training nothing heavy is imported. A word without `=` is the folder, whatever it ends with."""
+    if options.out is not None:
+        raise UserError("--out: serve writes nothing; give the folder to look at as diffusion-sft serve RUNS")
+    folders = [text for text in options.settings if "=" not in text]
+    if len(folders) > 1:
+        raise UserError(f"one folder at most, not {', '.join(folders)}; give the folder that holds them")
+    config: Any = load_settings(schema, None, [text for text in options.settings if "=" in text])
+    config = replace(config, runs=folders[0]) if folders else config
+    if options.dry_run:
+        print(settings_yaml(config), end="")
+        return 0
+    from .serve.server import serve
+
+    return serve(config)
 
 
 def _perform(verb: str, config: Any) -> int:
@@ -139,6 +170,10 @@ def _perform(verb: str, config: Any) -> int:
         if page is not None:
             print(f"report: {page}")
         return 0
+    if verb == "compare":
+        from .compare import run_compare
+
+        return run_compare(config)
     from . import commands
 
     return commands.VERBS[verb](config)

@@ -65,7 +65,9 @@ class LanguageStudy(Story):
     def report(self) -> Path:
         """One page that shows it all, where this is the only half."""
         self.record()
-        return write_report(Path(self.config.output_dir), ConceptSet(concepts=(), examples=()), self.config.title)
+        self.compare()
+        nothing = ConceptSet(concepts=(), examples=())
+        return write_report(Path(self.config.output_dir), nothing, self.config.title, figures=self.config.figures)
 
     def runs(self) -> list[PlannedRun]:
         """Every mix with every seed."""

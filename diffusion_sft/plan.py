@@ -83,6 +83,8 @@ class StudyConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     solve: PictureSolveConfig = field(default_factory=PictureSolveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    figures: bool = True
+    """Write every drawing of the report as PNG and PDF too, into `figures/`; about 0.2 seconds each."""
     llm: LanguageStudyConfig = field(default_factory=LanguageStudyConfig)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What the two halves of a study have in common: stages in their order, timed, recorded, shared among processes.
 
-    concepts -> probe -> buckets -> fine-tune on mixes -> (generate) -> evaluate -> solve -> report
+    concepts -> probe -> buckets -> fine-tune on mixes -> (generate) -> evaluate -> solve -> compare and report
 
 Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
 run again with a setting changed, only does what is missing. Launched as several processes (torchrun, accelerate
@@ -23,6 +23,7 @@ import torch
 
 from .answers import AnswerConfig
 from .buckets import BucketConfig, bucket, summary_table, write_buckets
+from .compare import CompareConfig, compare
 from .dynamics import TunedRun, dynamics_text, summarise_runs
 from .errors import UserError
 from .files import file_hash, read_json, read_table, write_json, write_table, write_text
@@ -170,6 +171,12 @@ class Story(ABC):
             text = dynamics_text(summarise_runs(tuned, learner, self.folder / "dynamics"), load_reference())
             write_text(self.folder / "dynamics" / "summary.txt", text)
             print(text)
+
+    def compare(self) -> None:
+        """Both learners' halves of this study, as far as they are there, beside the published figures."""
+        folder = Path(self.config.output_dir)
+        found = compare(CompareConfig(runs=[str(folder)], output_dir=str(folder / "compare")))
+        print("\n".join(found.verdict["sentences"]))
 
     def record(self) -> None:
         """Write `study.json` and `config.yaml`: what was asked for, of which base, on what, and how long it took."""

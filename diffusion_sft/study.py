@@ -1,6 +1,6 @@
 """The whole story in the order in which it happens; with `language_study`, the only place that names concrete learners.
 
-concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> solve -> report
+concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> solve -> compare and report
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class DiffusionStudy(Story):
     def report(self) -> Path:
         """One page that shows it all, the language model's half too where that was run."""
         self.record()
-        return write_report(self.folder, self.concept_set, self.config.title)
+        self.compare()
+        return write_report(self.folder, self.concept_set, self.config.title, figures=self.config.figures)
 
     def models(self) -> list[str]:
         """The base and the mixes, in the order in which they appear everywhere."""

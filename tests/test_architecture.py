@@ -24,8 +24,8 @@ FLOORS = {
         "reference",
         "systems",
     ),
-    3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report", "dynamics", "solve"),
-    4: ("plan", "solving", "story", "language_study", "study"),
+    3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report", "dynamics", "solve", "compare"),
+    4: ("plan", "solving", "story", "language_study", "study", "serve"),
     5: ("commands", "cli"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -19,6 +19,7 @@ from diffusion_sft.cli import main
 from diffusion_sft.records import DEVELOPMENT, TRAIN, ConceptSet
 
 QUICK = [
+    "figures=false",
     "llm.probe.num_draws=2",
     "llm.probe.answers.num_renderings=2",
     "llm.probe.samples.num_samples=4",
@@ -84,6 +85,9 @@ def test_a_study_of_questions_ends_with_a_page_and_does_nothing_twice(
     for table in tables:
         assert len(pd.read_parquet(run / "llm" / f"{table}.parquet")) > 0
         assert (run / "llm" / f"{table}.csv").exists()
+    compared = pd.read_parquet(run / "compare" / "comparison.parquet")
+    assert set(compared[compared.source == "measured"].learner) == {"llm"}
+    assert 'id="comparison"' in (run / "report.html").read_text(encoding="utf-8")
     for seed in (0, 1):
         AutoModelForCausalLM.from_pretrained(run / "llm" / "finetune" / f"natural-seed{seed}" / "model")
     kept = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}

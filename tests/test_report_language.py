@@ -288,7 +288,8 @@ def test_hostile_questions_and_answers_stay_text(tmp_path: Path) -> None:
         table = read_table(run / f"dynamics/{name}.parquet").assign(mix=HOSTILE[0])
         write_table(run / f"dynamics/{name}.parquet", table)
     read = check_whole(write_report(tmp_path, NOTHING, title=HOSTILE[0]), LANGUAGE)
-    assert "y" * 200 not in read.text
+    assert "y" * 200 not in read.prose
+    assert "y" * 2_100 not in read.text
     assert "x" * 2_100 not in read.text
     assert HOSTILE[0] in read.prose
     assert "https://example.org" not in "".join(read.links)

@@ -164,7 +164,7 @@ def _correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
         for outcome, (measure, predictor, less) in itertools.product(("early", "last"), kinds):
             found = value - less - (0.25 if outcome == "early" else 0.0)
             ends = (max(-1.0, found - 0.125), min(1.0, found + 0.0625))
-            rows.append((steps, role, category, outcome, measure, predictor, len(own), found, *ends))
+            rows.append((steps, role, category, outcome, measure, predictor, len(own), found, *ends, found / 2))
     columns = [
         "krylov_steps",
         "role",
@@ -177,7 +177,7 @@ def _correlations(forecasts: pd.DataFrame) -> pd.DataFrame:
         "low",
         "high",
     ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "within_seeds"])
 
 
 def write_solved(half: Path, learner: str, runs: Sequence[str] = RUNS) -> Path:
@@ -378,7 +378,7 @@ def test_forecasts_are_drawn_run_by_run(both: Page, study: Path) -> None:
     last = ranks[(ranks.role == "untouched") & (ranks.category == "all")].set_index("measure")
     for place, measure in ((2, "accuracy"), (4, "error_nats")):
         assert rows[-1][place] == rounded(*last.loc[measure, ["value", "low", "high"]], signed=True)
-    assert rows[-1][6] == str(len(RUNS))
+    assert rows[-1][6:] == [f"{last.loc['error_nats', 'value'] / 2:+.2f}".replace("-", "−"), str(len(RUNS))]
     assert (
         "median of 10 runs: 0.50 at the forecast's own step, 2.0 at the step that fine-tuning took; at 1 it is as large as"
         " the change that the model says. The cosine of the two steps is 0.25." in section(both)

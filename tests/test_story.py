@@ -73,10 +73,15 @@ def test_a_study_from_photos_to_the_page(
         "buckets/concepts",
         "evaluate/measures",
         "evaluate/concept_accuracy",
+        "compare/comparison",
         *SOLVED,
     ):
         assert len(pd.read_parquet(run / f"{table}.parquet")) > 0
         assert (run / f"{table}.csv").exists()
+    figures = {path.stem for path in (run / "figures").iterdir()}
+    assert figures and all(
+        (run / "figures" / f"{name}.{kind}").is_file() for name in figures for kind in ("png", "pdf")
+    )
     StableDiffusionPipeline.from_pretrained(run / "finetune" / "natural" / "pipeline")
     systems = pd.read_parquet(run / "solve" / "systems.parquet")
     assert not systems.duplicated(["learner", "concept", "measure"]).any()

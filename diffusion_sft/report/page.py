@@ -2,7 +2,8 @@
 
 It reads the stages' tables and the concept set's pictures and computes little that they do not say. Of the two halves
 of a study it shows those that were asked for or left something; parts that are missing are named. Published figures
-stand apart from measured ones. No scripts, no network, every foreign text escaped.
+stand apart from measured ones. No network, every foreign text escaped; scripts add a list of all concepts and charts to
+what stands there without them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from ..files import write_text
 from ..records import CATEGORIES, DIFFUSION, LLM, ConceptSet
 from ..reference import load_reference
 from .agreement import seen_at_least
+from .charts import ChartGroup, chart_groups
+from .comparison import comparison_section
 from .dynamics import HalfDynamics, half_dynamics, published
+from .embedded import script_json
+from .explorer import explorer
+from .figure_files import write_figures
 from .findings import findings
 from .grids import PICTURE_BYTES, Album, Picture, real_pictures, sample_grids
 from .language import fact_shelves, relation_table
 from .methods import method_sentences, recorded_settings
 from .run import Run, learners_of, read_run
+from .scripts import content_policy, page_scripts
 from .sections import (
     accuracy_panels,
     change_rows,
@@ -70,13 +77,14 @@ class Shelf:
     num_concepts: int
 
 
-def write_report(run_folder: Path, concept_set: ConceptSet, title: str) -> Path:
+def write_report(run_folder: Path, concept_set: ConceptSet, title: str, *, figures: bool = False) -> Path:
     """Write `<run_folder>/report.html` from the tables that the stages left in the folder.
 
     Args:
         run_folder: the study's folder; parts that are missing in it are named on the page.
         concept_set: the set that was probed, for the real pictures; an empty one where there are none.
         title: the page's heading, as plain text.
+        figures: whether every drawing is also written to `<run_folder>/figures/` as PNG and PDF, about 0.2 seconds each.
 
     Raises:
         UserError: the folder does not exist.
@@ -91,12 +99,16 @@ def write_report(run_folder: Path, concept_set: ConceptSet, title: str) -> Path:
         "dynamics": lambda: _dynamics(runs),
         "published": lambda: published(load_reference()) if any(run.dynamics for run in runs.values()) else None,
         "systems": lambda: _systems(runs),
+        "comparison": lambda: comparison_section(run_folder),
+        "explorer": lambda: explorer(runs, concept_set, missing),
+        "charts": lambda: chart_groups(runs),
         "facts": lambda: key_facts(runs),
         "methods": lambda: {run.nouns.model: method_sentences(run) for run in runs.values()},
         "settings": lambda: recorded_settings(runs),
         "files": lambda: table_files(run_folder),
     }
     made = {name: make() for name, make in tqdm(parts.items(), desc="report", disable=None, leave=False)}
+    made |= {"figures": write_figures(made, run_folder) if figures else []} | _scripted(made)
     style = Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8"))
     template = _environment().get_template("page.html.j2")
     models = listing([f"a {run.nouns.model}" for run in runs.values()])
@@ -104,6 +116,14 @@ def write_report(run_folder: Path, concept_set: ConceptSet, title: str) -> Path:
     path = run_folder / REPORT
     write_text(path, template.render(made, **given))
     return path
+
+
+def _scripted(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The scripts, what they draw, and the policy that allows them."""
+    charts: list[ChartGroup] = made["charts"]
+    scripts = page_scripts(with_list=made["explorer"] is not None, with_charts=bool(charts))
+    specs = {chart.identity: chart.spec for group in charts for chart in group.charts}
+    return {"scripts": scripts, "policy": content_policy(scripts), "specs": script_json(specs)}
 
 
 def concept_shelves(run: Run, concept_set: ConceptSet, album: Album) -> list[Shelf]:

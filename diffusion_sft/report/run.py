@@ -74,6 +74,7 @@ SOLVED = {
     ),
     "correlations": (
         *("krylov_steps", "role", "category", "outcome", "measure", "predictor", "num_runs", "value", "low", "high"),
+        "within_seeds",
     ),
 }
 """The tables of the systems of equations and the columns of each that the page reads."""

@@ -85,10 +85,11 @@ def seed_remark(run: Run) -> str:
 
 
 def change_rows(run: Run) -> list[PanelRow]:
-    """For each paired change that was measured, one panel per mix, all on the same axis."""
+    """For each paired change of a distance that was measured, one panel per mix, all on the same axis."""
     if run.measures is None:
         return []
-    found = [str(metric) for metric in dict.fromkeys(run.measures["metric"]) if str(metric).endswith("_change")]
+    metrics = [str(metric) for metric in dict.fromkeys(run.measures["metric"])]
+    found = [name for name in metrics if name.endswith("_change") and name != "accuracy_change"]
     rows = []
     for metric in sorted(found, key=lambda name: (not name.startswith("fid"), name)):
         by_model = {model: _intervals(run, model, metric) for model in run.shown_models if model != BASE}
@@ -123,7 +124,7 @@ def accuracy_panels(run: Run) -> list[Panel]:
 
 def table_files(study_folder: Path) -> list[tuple[str, str]]:
     """The CSV tables of a study: name and relative link."""
-    stages = ("probe", "buckets", "finetune/*", "evaluate", "dynamics", "solve")
+    stages = ("probe", "buckets", "finetune/*", "evaluate", "dynamics", "solve", "compare")
     own = ("*.csv", *(f"{stage}/*.csv" for stage in stages))
     patterns = (*own, *(f"{LLM}/{pattern}" for pattern in own))
     found = [

@@ -83,9 +83,16 @@ THEME = {
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
+class Drawing(Markup):
+    """An `<svg>` element for the inside of an HTML page that keeps its identity and the figure it was drawn from."""
+
+    identity: str
+    figure: Figure
+
+
 def inline_svg(
     figure: Figure, identity: str, description: str, tooltips: Mapping[str, Sequence[str]] | None = None
-) -> Markup:
+) -> Drawing:
     """Draw a figure as an `<svg>` element for the inside of an HTML page.
 
     Args:
@@ -111,7 +118,9 @@ def inline_svg(
     root.set("role", "img")
     root.set("aria-label", description)
     ElementTree.register_namespace("", _SVG)
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+    drawing = Drawing(ElementTree.tostring(root, encoding="unicode"))
+    drawing.identity, drawing.figure = identity, figure
+    return drawing
 
 
 def _tidy(element: ElementTree.Element) -> None:

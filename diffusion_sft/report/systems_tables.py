@@ -178,11 +178,19 @@ def correlation_table(run: Run) -> Table | None:
                 keys = zip(own["measure"], own["predictor"], own["outcome"], strict=True)
                 found = dict(zip(keys, (estimate_of(row) for _, row in own.iterrows()), strict=True))
                 cells = [estimate_cell(found.get(key), signed=True) for key in FORECASTS]
+                cells.append(_within_cell(own))
                 rows.append((heading_cell(run.nouns.role(role)), *cells, Cell(text=f"{int(own['num_runs'].max())}")))
         if rows:
             groups.append(Group(rows=tuple(rows), heading=plural(steps, "Krylov step")))
     if not groups:
         return None
-    columns = ("asked", *(f"ρ {name}" for name in FORECASTS.values()), "runs")
+    columns = ("asked", *(f"ρ {name}" for name in FORECASTS.values()), "ρ error, end, within seeds", "runs")
     identity, title = f"{run.prefix}forecasts", f"Forecast against outcome, {run.nouns.model}"
     return Table(identity=identity, title=title, columns=columns, groups=tuple(groups))
+
+
+def _within_cell(correlations: pd.DataFrame) -> Cell:
+    """The rank correlation of the error at the end among the runs of one seed."""
+    kinds = zip(correlations["measure"], correlations["predictor"], correlations["outcome"], strict=True)
+    kept = correlations["within_seeds"][[kind == (ERROR, FORECAST, LAST) for kind in kinds]]
+    return Cell(text=fixed(float(kept.iloc[0]), 2, signed=True) if len(kept) else DASH)

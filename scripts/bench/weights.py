@@ -1,6 +1,6 @@
 """How much memory and time does solving J δ = ε − ε̂ in a UNet's weights take?
 
-    python scripts/bench/weights.py --unet FOLDER --device cuda --dtype bfloat16 --examples 64 --batch-size 4 --steps 10 --limit 24
+    python scripts/bench/weights.py --unet FOLDER --device cuda --dtype bfloat16 --examples 64 --steps 10 --limit 24
     python scripts/bench/weights.py --unet FOLDER --memory-model       # what that would need, without a GPU
 
 FOLDER holds a UNet's config.json in diffusers' layout; its weights are random, and so are latents, noise and prompt
