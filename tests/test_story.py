@@ -79,9 +79,9 @@ def test_a_study_from_photos_to_the_page(
         assert len(pd.read_parquet(run / f"{table}.parquet")) > 0
         assert (run / f"{table}.csv").exists()
     figures = {path.stem for path in (run / "figures").iterdir()}
-    assert figures and all(
-        (run / "figures" / f"{name}.{kind}").is_file() for name in figures for kind in ("png", "pdf")
-    )
+    assert figures
+    for kind in ("png", "pdf"):
+        assert all((run / "figures" / f"{name}.{kind}").is_file() for name in figures)
     StableDiffusionPipeline.from_pretrained(run / "finetune" / "natural" / "pipeline")
     systems = pd.read_parquet(run / "solve" / "systems.parquet")
     assert not systems.duplicated(["learner", "concept", "measure"]).any()
