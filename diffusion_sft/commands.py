@@ -1,4 +1,4 @@
-"""The verbs that are not stages of a study: world, pretrain, finetune, sft, generate, doctor."""
+"""The verbs that are not stages of a study: world, pretrain, finetune, sft, doctor and those on data and caches."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from .answers import AnswerConfig
 from .concepts import read_concept_set
 from .concepts.data_check import DataCheckConfig, check_data
 from .errors import UserError
-from .files import read_table, replaced
+from .files import read_table
 from .finetune.begin import dry_plan
 from .finetune.command import FinetuneCommandConfig, SftCommandConfig
 from .finetune.encodings import to_encode
@@ -26,20 +24,19 @@ from .finetune.estimate import size
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
 from .finetune.mixes import Mix, compose
+from .generating import GenerateConfig, run_generate
 from .learner import Cue
 from .learners.cache import CacheReport, cache_encodings, clear_cache, verify_cache
 from .learners.diffusion import DiffusionLearner
 from .learners.language import LanguageLearner
-from .learners.sampling import generate_in_parallel, in_words, uses_ddim
 from .learners.tokens import token_counter
 from .machine import hardware, pick_device, versions
-from .numerics.fixed_point import Anderson, Parareal, Picard, Solver
 from .plan import check_learners
 from .pretrain.language import LanguagePretrainConfig, pretrain_language
 from .pretrain.run import PretrainConfig, pretrain
 from .processes import process_device
 from .questions import read_questions
-from .records import DIFFUSION, LLM, ConceptSet, identity_seed
+from .records import DIFFUSION, LLM, ConceptSet
 from .world.population import WorldConfig
 from .world.write import write_world
 
@@ -63,41 +60,6 @@ class PretrainCommandConfig(PretrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_learners(self.learners)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """What to draw, with what."""
-
-    pretrained_model_name_or_path: str = "data/world-base"
-    revision: str | None = None
-    variant: str | None = None
-    lora: str | None = None
-    """A `pytorch_lora_weights.safetensors` to put on the UNet."""
-    prompts: list[str] = field(default_factory=lambda: ["a photo of a red striped star"])
-    num_images: int = 4
-    """Pictures of each prompt."""
-    seed: int = 0
-    num_inference_steps: int = 25
-    guidance_scale: float = 3.0
-    solver: Literal["sequential", "picard", "anderson", "parareal"] = "sequential"
-    """sequential: the pipeline's own call. The others take the steps of DDIM side by side, for the same pictures."""
-    tolerance: float = 1e-3
-    """Of the parallel solvers: how far from the sequential latents they may stop, relative to the noise level."""
-    window: int | None = None
-    """Of picard and anderson: steps that are evaluated at once; null for all, which takes the most memory."""
-    eta: float = 0.0
-    """Of the parallel solvers: 0 for DDIM, 1 for ancestral sampling with noises fixed by the seed."""
-    batch_size: int = 16
-    device: str = "auto"
-    output_dir: str = "runs/generate"
-
-    def __post_init__(self) -> None:
-        if self.solver == "sequential" and self.eta:
-            raise ValueError(f"eta={self.eta} needs one of the parallel solvers, for example solver=picard")
-        if self.window is not None and self.solver not in ("picard", "anderson"):
-            raise ValueError(f"window={self.window} belongs to solver=picard and solver=anderson")
-        Picard(window=self.window, tolerance=self.tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,55 +188,6 @@ def _told(folder: Path, report: CacheReport) -> int:
         for name in names:
             print(f"{what}: {name} (made anew when a run asks for it)")
     return int(bool(report.damaged or report.missing))
-
-
-def run_generate(config: GenerateConfig) -> int:
-    """Draw and save, one PNG per picture; the file name holds the seed that plain diffusers takes."""
-    learner = DiffusionLearner.load(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        device=pick_device(config.device),
-        lora=Path(config.lora) if config.lora else None,
-    )
-    learner.check_captions(config.prompts)
-    cues = [
-        Cue(prompt=prompt, seed=identity_seed(config.seed, "generate", prompt, index) % 2**32)
-        for prompt in config.prompts
-        for index in range(config.num_images)
-    ]
-    for number, (cue, image) in enumerate(zip(cues, _pictures(learner, cues, config), strict=True)):
-        path = Path(config.output_dir) / f"{number:04d}-seed{cue.seed}.png"
-        with replaced(path) as temporary:
-            Image.fromarray(image).save(temporary)
-        print(f"{path}  {cue.prompt!r}")
-    return 0
-
-
-def _pictures(learner: DiffusionLearner, cues: list[Cue], config: GenerateConfig) -> list[np.ndarray]:
-    """By the pipeline's own call, or by solving its equations in parallel, with a line on how fast they closed."""
-    steps, guidance, batch_size = config.num_inference_steps, config.guidance_scale, config.batch_size
-    if config.solver == "sequential":
-        return learner.generate(cues, num_inference_steps=steps, guidance_scale=guidance, batch_size=batch_size)
-    if not uses_ddim(learner):
-        name = type(learner.pipeline.scheduler).__name__
-        print(f"note: the pipeline's sampler is {name}; solver={config.solver} draws by DDIM with its settings")
-    solvers: dict[str, Solver] = {
-        "picard": Picard(window=config.window, tolerance=config.tolerance),
-        "anderson": Anderson(window=config.window, tolerance=config.tolerance),
-        "parareal": Parareal(tolerance=config.tolerance),
-    }
-    images, solutions = generate_in_parallel(
-        learner,
-        cues,
-        solvers[config.solver],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        eta=config.eta,
-        batch_size=batch_size,
-    )
-    print(f"{config.solver}: {in_words(solutions)}")
-    return images
 
 
 def run_doctor(config: DoctorConfig) -> int:

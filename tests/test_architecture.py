@@ -25,7 +25,7 @@ FLOORS = {
         "systems",
     ),
     3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report", "dynamics", "solve", "compare"),
-    4: ("plan", "solving", "story", "language_study", "study", "serve"),
+    4: ("plan", "solving", "generating", "story", "language_study", "study", "serve"),
     5: ("commands", "cli"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -35,8 +35,8 @@ TOGETHER = {
     "machine": {"learner"},
     "systems": {"learner"},
     "story": {"plan"},
-    "language_study": {"plan", "solving", "story"},
-    "study": {"plan", "solving", "story", "language_study"},
+    "language_study": {"plan", "solving", "generating", "story"},
+    "study": {"plan", "solving", "generating", "story", "language_study"},
     "cli": {"commands"},
 }
 """Rooms that may use a room of their own floor."""

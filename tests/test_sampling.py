@@ -11,8 +11,8 @@ from architectures import tiny_pipeline as tiny_architecture
 from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
-from diffusion_sft.commands import GenerateConfig, run_generate
 from diffusion_sft.errors import UserError
+from diffusion_sft.generating import GenerateConfig, run_generate
 from diffusion_sft.learner import Cue
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.sampling import (
