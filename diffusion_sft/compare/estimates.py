@@ -9,7 +9,7 @@ smaller number of clusters less one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -153,17 +153,23 @@ def median_of(readings: pd.DataFrame, draws: Draws) -> Estimate:
         return _median(values, np.bincount(chosen, minlength=len(names))[codes])
 
     with np.errstate(invalid="ignore"):  # scipy's own interval, which is not used, would subtract infinities
-        drawn = stats.bootstrap(
-            (np.arange(len(names)),),
-            statistic,
-            n_resamples=draws.num_resamples,
-            vectorized=False,
-            method="percentile",
-            rng=np.random.default_rng(draws.seed),
-        ).bootstrap_distribution
+        drawn = resampled(len(names), statistic, draws)
     # By order statistics: between finite and infinite there is nothing to interpolate.
     low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
     return _with(found, float(low), float(high), "bootstrap over concepts")
+
+
+def resampled(count: int, statistic: Callable[[np.ndarray], float], draws: Draws) -> np.ndarray:
+    """A statistic of the numbers 0 to `count` - 1, which stand for whole clusters, in every bootstrap resample of them."""
+    drawn: np.ndarray = stats.bootstrap(
+        (np.arange(count),),
+        statistic,
+        n_resamples=draws.num_resamples,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(draws.seed),
+    ).bootstrap_distribution
+    return drawn
 
 
 def _median(values: np.ndarray, counts: np.ndarray) -> float:

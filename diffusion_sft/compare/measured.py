@@ -13,7 +13,7 @@ from .estimates import Draws, mean_of, median_of, within
 from .half import Half, Lacking
 from .metrics import METRICS
 from .readings import STEPS, Readings, most_unknown
-from .rows import Row, missing_row
+from .rows import Row, missing_row, row_of
 from .scalars import forecast_rows, model_rows, set_rows
 
 
@@ -50,20 +50,8 @@ def _row(learner: str, metric: str, category: str, readings: pd.DataFrame, noun:
     if math.isinf(found.high):
         found = replace(found, high=math.nan)
         notes.append("the upper end is beyond the end of training")
-    return Row(
-        learner=learner,
-        metric=metric,
-        category=category,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=found.num_concepts,
-        n_of=noun,
-        num_runs=found.num_runs,
-        unit=about.unit_of(learner),
-        interval=found.interval,
-        note="; ".join(filter(None, notes)),
-    )
+    told = "; ".join(filter(None, notes))
+    return row_of(learner, metric, found, category=category, n=found.num_concepts, n_of=noun, note=told)
 
 
 def _note(metric: str, halves: Sequence[Half], readings: Readings) -> str:

@@ -60,9 +60,10 @@ def _stopped(key: str, name: str, unit: str = CHANGE) -> dict[str, Metric]:
 
 
 STOPPINGS = {"early_stop": "early stop", "convergence": "convergence"}
-ROLES_TOLD = {"fit": "fit", "transfer": "transfer", "forgetting": "forgetting"}
+ROLES = ("fit", "transfer", "forgetting")
 """What is forecast: the trained examples, the same in other renderings, and what was not trained on."""
 MEASURES = {"accuracy": "accuracy", "error_nats": "error in nats"}
+INPUT_UNITS = {DIFFUSION: "squared error per dimension", LLM: "nats per answer token"}
 PREDICTORS = {"forecast": "forecast", "start": "from the start alone"}
 
 METRICS: dict[str, Metric] = {
@@ -101,13 +102,13 @@ METRICS: dict[str, Metric] = {
         name="residual floor, wider block",
         family=INPUTS,
         unit="residual",
-        units={DIFFUSION: "squared error per dimension", LLM: "nats per answer token"},
+        units=INPUT_UNITS,
     ),
     "block_residual": Metric(
         name="residual floor, the answer's own block",
         family=INPUTS,
         unit="residual",
-        units={DIFFUSION: "squared error per dimension", LLM: "nats per answer token"},
+        units=INPUT_UNITS,
     ),
     "input_distance": Metric(name="distance from the named input", family=INPUTS, unit="relative to its norm"),
     "residual_10": Metric(name="residual after 10 steps, each example", family=WEIGHTS, unit="relative to r"),
@@ -123,12 +124,12 @@ METRICS: dict[str, Metric] = {
     "constrained_residual": _scalar("residual with the known held, sets", WEIGHTS, "relative to r", categories=True),
     **{
         f"{predictor}_{role}_{measure}": _scalar(
-            f"{told}, {told_measure}" + ("" if predictor == "forecast" else f", {PREDICTORS[predictor]}"),
+            f"{role}, {told}" + ("" if predictor == "forecast" else f", {PREDICTORS[predictor]}"),
             FORECASTS,
             "ρ",
         )
-        for role, told in ROLES_TOLD.items()
-        for measure, told_measure in MEASURES.items()
+        for role in ROLES
+        for measure, told in MEASURES.items()
         for predictor in PREDICTORS
     },
 }

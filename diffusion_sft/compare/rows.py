@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..records import CATEGORIES, LEARNERS
+from .estimates import Estimate
 from .metrics import METRICS
 
 MEASURED, EXTERNAL, PUBLISHED = "measured", "external", "published"
@@ -53,6 +54,34 @@ def missing_row(learner: str, metric: str, reason: str, category: str = "") -> R
     """A number that there is not, and why."""
     unit = METRICS[metric].unit_of(learner)
     return Row(learner=learner, metric=metric, category=category, unit=unit, note=f"{MISSING}{reason}")
+
+
+def row_of(
+    learner: str,
+    metric: str,
+    found: Estimate,
+    *,
+    n: int,
+    n_of: str,
+    note: str,
+    category: str = "",
+    num_runs: int | None = None,
+) -> Row:
+    """A measured number; of so many runs as the estimate says, unless told."""
+    return Row(
+        learner=learner,
+        metric=metric,
+        category=category,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=n,
+        n_of=n_of,
+        num_runs=found.num_runs if num_runs is None else num_runs,
+        unit=METRICS[metric].unit_of(learner),
+        interval=found.interval,
+        note=note,
+    )
 
 
 def make_table(rows: Iterable[Row]) -> pd.DataFrame:

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from scipy import stats
 
 from ..errors import UserError
 from ..records import CATEGORIES, HELDOUT, OTHER_RELATIONS, TEST
-from .estimates import FEWEST_RUNS, Draws, Estimate, over_runs
+from .estimates import FEWEST_RUNS, Draws, Estimate, over_runs, resampled
 from .half import Half, Lacking
-from .metrics import MEASURES, METRICS, PREDICTORS
+from .metrics import MEASURES, PREDICTORS, ROLES
 from .readings import TRAINED, UNTOUCHED
-from .rows import Row, missing_row
+from .rows import Row, missing_row, row_of
 
 POINTS = ("mix", "seed", "role", "fitted_known_share", "fitted_unknown_share", "accuracy")
 SETS = {
@@ -44,16 +43,23 @@ def model_rows(learner: str, halves: Iterable[Half], draws: Draws) -> list[Row]:
 
 
 def _points(halves: list[Half]) -> tuple[pd.DataFrame, list[str]]:
-    parts, reasons = [pd.DataFrame(columns=["half", "run", *POINTS])], []
-    for half in halves:
-        try:
-            own = half.table("dynamics/linear_model_points", *POINTS)
-        except Lacking as reason:
-            reasons.append(f"{half.label}: {reason}")
-            continue
+    parts = [pd.DataFrame(columns=["half", "run", *POINTS])]
+    tables, reasons = _tables(halves, "dynamics/linear_model_points", *POINTS)
+    for half, own in tables:
         run = half.label + "/" + own["mix"].astype(str) + "/" + own["seed"].astype(str)
         parts.append(own[list(POINTS)].assign(half=half.label, run=run))
     return pd.concat(parts[1:] or parts, ignore_index=True), reasons
+
+
+def _tables(halves: Iterable[Half], name: str, *columns: str) -> tuple[list[tuple[Half, pd.DataFrame]], list[str]]:
+    """A stage's table of every half that has it, and why the others have none."""
+    found, reasons = [], []
+    for half in halves:
+        try:
+            found.append((half, half.table(name, *columns)))
+        except Lacking as reason:
+            reasons.append(f"{half.label}: {reason}")
+    return found, reasons
 
 
 def _model(learner: str, points: pd.DataFrame, ending: str, role: str, reasons: list[str], draws: Draws) -> list[Row]:
@@ -92,7 +98,7 @@ def _model(learner: str, points: pd.DataFrame, ending: str, role: str, reasons: 
     return [
         missing_row(learner, metric, "the accuracy never changed")
         if math.isnan(found.value)
-        else _row(learner, metric, found, n=len(runs), n_of="runs", note=note, runs=len(runs))
+        else row_of(learner, metric, found, n=len(runs), n_of="runs", note=note, num_runs=len(runs))
         for metric, found in zip(metrics, estimates, strict=True)
     ]
 
@@ -111,14 +117,7 @@ def _explained(
     found = Estimate(value=statistic(np.arange(count)))
     if count < FEWEST_RUNS or math.isnan(found.value):
         return found
-    drawn = stats.bootstrap(
-        (np.arange(count),),
-        statistic,
-        n_resamples=draws.num_resamples,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(draws.seed),
-    ).bootstrap_distribution
+    drawn = resampled(count, statistic, draws)
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     # R² of a resample is higher on average: an interval that would leave its value out is widened to it.
     low, high = min(float(low), found.value), max(float(high), found.value)
@@ -142,13 +141,8 @@ def _r_squared(slopes: np.ndarray, response: np.ndarray, groups: np.ndarray) -> 
 def set_rows(learner: str, halves: Iterable[Half]) -> list[Row]:
     """What as many examples of each category take together; over several halves their mean and Student's interval."""
     found: dict[tuple[str, str], list[tuple[float, int]]] = {}
-    reasons: list[str] = []
-    for half in halves:
-        try:
-            table = half.table("solve/sets", "concept", "num_examples")
-        except Lacking as reason:
-            reasons.append(f"{half.label}: {reason}")
-            continue
+    tables, reasons = _tables(halves, "solve/sets", "concept", "num_examples")
+    for _, table in tables:
         for row in table[table["concept"].isin(CATEGORIES)].to_dict("records"):
             for metric, column in SETS.items():
                 value = float(row.get(column, math.nan))
@@ -167,19 +161,14 @@ def _set_row(learner: str, metric: str, category: str, read: list[tuple[float, i
     about = over_runs([value for value, _ in read])
     values, sizes = zip(*read, strict=True)
     note = "" if len(read) == 1 else f"from {min(values):.3g} to {max(values):.3g} over {len(read)} runs"
-    return _row(learner, metric, about, category=category, n=sum(sizes), n_of="examples", note=note)
+    return row_of(learner, metric, about, category=category, n=sum(sizes), n_of="examples", note=note)
 
 
 def forecast_rows(learner: str, halves: Iterable[Half]) -> list[Row]:
     """Rank correlations of forecast and real change at the end of training, after the most Krylov steps."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    reasons: list[str] = []
-    for half in halves:
-        try:
-            table = half.table("solve/correlations", *CORRELATIONS)
-        except Lacking as reason:
-            reasons.append(f"{half.label}: {reason}")
-            continue
+    tables, reasons = _tables(halves, "solve/correlations", *CORRELATIONS)
+    for _, table in tables:
         table = table[(table["category"] == ALL) & (table["outcome"] == LAST) & table["value"].notna()]
         table = table[table["krylov_steps"] == table["krylov_steps"].max()]
         outside = TEST if TEST in set(table["role"]) else UNTOUCHED
@@ -189,7 +178,7 @@ def forecast_rows(learner: str, halves: Iterable[Half]) -> list[Row]:
                 found.setdefault(f"{row['predictor']}_{told}_{row['measure']}", []).append(
                     {str(key): value for key, value in row.items()}
                 )
-    metrics = [f"{p}_{role}_{m}" for role in ("fit", "transfer", "forgetting") for m in MEASURES for p in PREDICTORS]
+    metrics = [f"{p}_{role}_{m}" for role in ROLES for m in MEASURES for p in PREDICTORS]
     rows = []
     for metric in metrics:
         why = "; ".join(reasons) or "solve/correlations.parquet: not defined, or not asked"
@@ -204,37 +193,16 @@ def _forecast_row(learner: str, metric: str, own: list[Mapping[str, Any]]) -> Ro
     counts = [int(row["num_runs"]) for row in own]
     if len(own) > 1:
         about = over_runs([float(row["value"]) for row in own])
-        return _row(
-            learner, metric, about, n=len(own), n_of="studies", note=f"{note}; means over studies", runs=sum(counts)
+        return row_of(
+            learner,
+            metric,
+            about,
+            n=len(own),
+            n_of="studies",
+            note=f"{note}; means over studies",
+            num_runs=sum(counts),
         )
-    about = Estimate(value=float(first["value"]), low=float(first["low"]), high=float(first["high"]))
-    kind = "Bonett & Wright, runs taken for independent" if math.isfinite(about.low) else ""
-    about = Estimate(value=about.value, low=about.low, high=about.high, interval=kind)
-    return _row(learner, metric, about, n=counts[0], n_of="runs", note=note, runs=counts[0])
-
-
-def _row(
-    learner: str,
-    metric: str,
-    about: Estimate,
-    *,
-    n: int,
-    n_of: str,
-    note: str,
-    category: str = "",
-    runs: int | None = None,
-) -> Row:
-    return Row(
-        learner=learner,
-        metric=metric,
-        category=category,
-        value=about.value,
-        low=about.low,
-        high=about.high,
-        n=n,
-        n_of=n_of,
-        num_runs=about.num_runs if runs is None else runs,
-        unit=METRICS[metric].unit_of(learner),
-        interval=about.interval,
-        note=note,
-    )
+    low, high = float(first["low"]), float(first["high"])
+    kind = "Bonett & Wright, runs taken for independent" if math.isfinite(low) else ""
+    about = Estimate(value=float(first["value"]), low=low, high=high, interval=kind)
+    return row_of(learner, metric, about, n=counts[0], n_of="runs", note=note, num_runs=counts[0])
