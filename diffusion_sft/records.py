@@ -38,6 +38,8 @@ is shown in few-shot prompts. test: asked alone. other_relations: test facts of 
 exemplar: shown in prompts alone."""
 PROBED = (HELDOUT, DEVELOPMENT, TEST, OTHER_RELATIONS)
 """Splits whose examples the base is read on."""
+TRAINED, UNTOUCHED = "trained", "untouched"
+"""What is asked at an evaluation, beside splits that are asked: what was trained on, and known concepts that were not."""
 REFUSAL = "I don't know"
 """What says in words that there is no answer; in pictures the empty caption does."""
 

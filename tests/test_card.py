@@ -15,11 +15,11 @@ from markdown_it import MarkdownIt
 
 from diffusion_sft.finetune.card import KOHYA_FILE, LORA_FILE, escaped, fenced, is_hub_id, model_card
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.evaluations import COLUMNS, HELD_OUT, TRAINED, UNTOUCHED
+from diffusion_sft.finetune.evaluations import COLUMNS
 from diffusion_sft.finetune.export import Export, export_weights
 from diffusion_sft.finetune.mixes import Mix
 from diffusion_sft.learner import PIPELINE_LAYOUT
-from diffusion_sft.records import HIGHLY_KNOWN, UNKNOWN, WEAKLY_KNOWN, Example
+from diffusion_sft.records import HELDOUT, HIGHLY_KNOWN, TRAINED, UNKNOWN, UNTOUCHED, WEAKLY_KNOWN, Example
 
 HOSTILE = (
     "a|b",
@@ -131,14 +131,14 @@ def test_the_card_says_what_was_trained_on_what() -> None:
 def test_effects_are_the_measured_ones() -> None:
     table = evaluations(
         (0, TRAINED, UNKNOWN, 6, 1),
-        (0, HELD_OUT, UNKNOWN, 4, 1),
-        (0, HELD_OUT, HIGHLY_KNOWN, 4, 4),
+        (0, HELDOUT, UNKNOWN, 4, 1),
+        (0, HELDOUT, HIGHLY_KNOWN, 4, 4),
         (0, UNTOUCHED, HIGHLY_KNOWN, 10, 9),
         (0, UNTOUCHED, WEAKLY_KNOWN, 10, 5),
         (10, UNTOUCHED, HIGHLY_KNOWN, 10, 10),
         (20, TRAINED, UNKNOWN, 6, 6),
-        (20, HELD_OUT, UNKNOWN, 4, 2),
-        (20, HELD_OUT, HIGHLY_KNOWN, 4, 3),
+        (20, HELDOUT, UNKNOWN, 4, 2),
+        (20, HELDOUT, HIGHLY_KNOWN, 4, 3),
         (20, UNTOUCHED, HIGHLY_KNOWN, 10, 8),
         (20, UNTOUCHED, WEAKLY_KNOWN, 10, 2),
     )

@@ -15,11 +15,12 @@ from scipy import stats
 
 from diffusion_sft.dynamics import DynamicsResult, TunedRun, dynamics_text, summarise_runs
 from diffusion_sft.dynamics.agreement import agreement
-from diffusion_sft.dynamics.runs import ALL, TRAINED, UNTOUCHED
+from diffusion_sft.dynamics.runs import ALL
 from diffusion_sft.errors import UserError
 from diffusion_sft.finetune import evaluations as finetune_evaluations
 from diffusion_sft.finetune import mixes as finetune_mixes
 from diffusion_sft.finetune.dynamics import dynamics_points
+from diffusion_sft.records import TRAINED, UNTOUCHED
 from diffusion_sft.reference import load_reference
 
 Counts = Mapping[tuple[int, str, str], tuple[int, ...]]

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..records import CATEGORIES, DIFFUSION, HELDOUT, TEST, UNKNOWN
+from ..records import CATEGORIES, DIFFUSION, HELDOUT, TEST, TRAINED, UNKNOWN, UNTOUCHED
 from .half import Half, Lacking
 from .metrics import STOPPINGS
 
 COLUMNS = ("metric", "run", "concept", "category", "value")
-TRAINED, UNTOUCHED, NATURAL = "trained", "untouched", "Natural"
+NATURAL = "Natural"
 PRIOR = {
     "prior_error": "error_nats",
     "prior_error_per_dim": "error_per_dim",

@@ -12,11 +12,10 @@ import pandas as pd
 import statsmodels.api as sm
 
 from ..errors import UserError
-from ..records import CATEGORIES, HELDOUT, OTHER_RELATIONS, TEST
+from ..records import CATEGORIES, HELDOUT, OTHER_RELATIONS, TEST, TRAINED, UNTOUCHED
 from .estimates import FEWEST_RUNS, Draws, Estimate, over_runs, resampled
 from .half import Half, Lacking
 from .metrics import MEASURES, PREDICTORS, ROLES
-from .readings import TRAINED, UNTOUCHED
 from .rows import Row, missing_row, row_of
 
 POINTS = ("mix", "seed", "role", "fitted_known_share", "fitted_unknown_share", "accuracy")

@@ -14,11 +14,11 @@ import pandas as pd
 
 from ..numerics.association import contingency_table, cramers_v, permutation_p
 from ..numerics.statistics import cohen_kappa, wilson
-from ..records import CATEGORIES, HELDOUT, HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN, WEAKLY_KNOWN
+from ..records import CATEGORIES, HELDOUT, HIGHLY_KNOWN, MAYBE_KNOWN, TRAINED, UNKNOWN, WEAKLY_KNOWN
 from .estimates import Draws, Estimate, difference_of, mean_of, over_runs, within
 from .half import Half, Lacking
 from .metrics import STOPPINGS
-from .readings import TRAINED, changes, classified, known_only, most_unknown, outside
+from .readings import changes, classified, known_only, most_unknown, outside
 
 CLASSES = ("one", "many", "none")
 PREDICTED = {HIGHLY_KNOWN: "one", MAYBE_KNOWN: "many", WEAKLY_KNOWN: "many", UNKNOWN: "none"}

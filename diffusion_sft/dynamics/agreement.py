@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..records import OTHER_RELATIONS, TEST
+from ..records import OTHER_RELATIONS, TEST, UNTOUCHED
 from ..reference import Reference
-from .runs import UNTOUCHED
 
 COUNTERPART = {TEST: "in_distribution", UNTOUCHED: "in_distribution", OTHER_RELATIONS: "out_of_distribution"}
 """The published model that a role's stands beside: questions that were not trained on, of the relations that were

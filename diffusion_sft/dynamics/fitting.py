@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..records import CATEGORIES
+from ..records import CATEGORIES, TRAINED
 from .accuracy import over_seeds
-from .runs import CONVERGENCE, EARLY_STOP, FULL, TRAINED, FinishedRun
+from .runs import CONVERGENCE, EARLY_STOP, FULL, FinishedRun
 
 SPEED_COLUMNS = [
     "learner",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..numerics.linear_model import Coefficient, Dynamics, fit_dynamics
-from ..records import UNKNOWN
-from .runs import ALL, FULL, ROLES, TRAINED, FinishedRun
+from ..records import TRAINED, UNKNOWN
+from .runs import ALL, FULL, ROLES, FinishedRun
 
 POINT_COLUMNS = [
     "learner",

@@ -12,9 +12,8 @@ import pandas as pd
 
 from ..errors import UserError
 from ..files import read_json, read_table
-from ..records import CATEGORIES, DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST, UNKNOWN
+from ..records import CATEGORIES, DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST, TRAINED, UNKNOWN, UNTOUCHED
 
-TRAINED, UNTOUCHED = "trained", "untouched"
 ROLES = (TRAINED, TEST, OTHER_RELATIONS, UNTOUCHED, HELDOUT, DEVELOPMENT)
 """What is asked: the training examples; other facts of the same relations (test) and of others; base-known concepts
 outside the mix (untouched); other examples of the trained concepts (heldout); what decides the early stop."""

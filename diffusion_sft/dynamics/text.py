@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..records import CATEGORIES, HELDOUT, OTHER_RELATIONS, TEST, UNKNOWN
+from ..records import CATEGORIES, HELDOUT, OTHER_RELATIONS, TEST, UNKNOWN, UNTOUCHED
 from ..reference import Reference
 from .agreement import agreement
-from .runs import CONVERGENCE, EARLY_STOP, FULL, NATURAL, STOPPINGS, UNTOUCHED
+from .runs import CONVERGENCE, EARLY_STOP, FULL, NATURAL, STOPPINGS
 from .summarise import DynamicsResult
 
 KINDS = (*CATEGORIES, NATURAL)

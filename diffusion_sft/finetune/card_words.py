@@ -12,9 +12,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..learner import PIPELINE_LAYOUT, Layout
-from ..records import DEVELOPMENT, OTHER_RELATIONS, TEST
+from ..records import DEVELOPMENT, HELDOUT, OTHER_RELATIONS, TEST, TRAINED, UNTOUCHED
 from .config import FinetuneConfig
-from .evaluations import HELD_OUT, ROLES, TRAINED, UNTOUCHED
+from .evaluations import ROLES
 
 LORA_FILE, KOHYA_FILE = PIPELINE_LAYOUT.adapters, "pytorch_lora_weights_kohya.safetensors"
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -63,13 +63,13 @@ WORDS: Mapping[str, Words] = {
         tags={"full": "full-fine-tune", "cross_attention": "cross-attention-fine-tune", "lora": "lora"},
         roles={
             TRAINED: "trained examples",
-            HELD_OUT: "other images of its concepts",
+            HELDOUT: "other images of its concepts",
             UNTOUCHED: "concepts outside the mix",
             **_OUTSIDE,
         },
         known_roles={
             UNTOUCHED: "known concepts outside the mix (what may have been forgotten)",
-            HELD_OUT: "known concepts of the mix, on other images",
+            HELDOUT: "known concepts of the mix, on other images",
         },
         question="One question an example: which of several concepts' words fits the picture best?",
         not_measured="Image quality is no part of these numbers.",
@@ -85,14 +85,14 @@ WORDS: Mapping[str, Words] = {
         tags={"full": "full-fine-tune", "lora": "lora"},
         roles={
             TRAINED: "trained examples",
-            HELD_OUT: "the same facts in other words",
+            HELDOUT: "the same facts in other words",
             UNTOUCHED: "facts outside the mix",
             **_OUTSIDE,
         },
         known_roles={
             TEST: "known facts of the test set (what may have been forgotten)",
             UNTOUCHED: "known facts of the training set outside the mix",
-            HELD_OUT: "known facts of the mix, asked in other words",
+            HELDOUT: "known facts of the mix, asked in other words",
         },
         question="Each question was asked closed-book and answered greedily; right is an exact match after normalisation.",
         not_measured="Fluency is no part of these numbers.",

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..records import UNKNOWN
-from .evaluations import TRAINED, UNTOUCHED
+from ..records import TRAINED, UNKNOWN, UNTOUCHED
 
 COLUMNS = ["update", "fitted_known_share", "fitted_unknown_share", "accuracy"]
 

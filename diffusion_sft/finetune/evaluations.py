@@ -22,7 +22,9 @@ from ..records import (
     HELDOUT,
     OTHER_RELATIONS,
     TEST,
+    TRAINED,
     UNKNOWN,
+    UNTOUCHED,
     ConceptSet,
     Draws,
     Example,
@@ -30,9 +32,8 @@ from ..records import (
 from .config import FinetuneConfig
 from .mixes import ALL, Mix, by_concept, concept_labels, concept_order, first_examples
 
-TRAINED, HELD_OUT, UNTOUCHED = "trained", "heldout", "untouched"
 OUTSIDE = (DEVELOPMENT, TEST, OTHER_RELATIONS)
-ROLES = (TRAINED, HELD_OUT, UNTOUCHED, *OUTSIDE)
+ROLES = (TRAINED, HELDOUT, UNTOUCHED, *OUTSIDE)
 """trained: examples of the mix. heldout: other images of its concepts, or their questions in other words. untouched:
 held-out examples of base-known concepts outside the mix; what is lost there is the analogue of hallucination. The
 others are the splits of that name, all categories of them, the same for every mix."""
@@ -90,7 +91,7 @@ def make_exam(
     inside = list(mix.categories)
     sources = {
         TRAINED: (by_concept(mix.examples), inside),
-        HELD_OUT: (held_out, inside),
+        HELDOUT: (held_out, inside),
         UNTOUCHED: (held_out, outside),
     }
     for split in OUTSIDE:
@@ -163,7 +164,7 @@ def early_stop_update(evaluations: pd.DataFrame) -> int | None:
     Ties go to the lower mean error, then to the earlier update. The base itself (update 0) is no candidate. None
     where nothing held out was asked.
     """
-    deciding = [DEVELOPMENT] if (evaluations.role == DEVELOPMENT).any() else [HELD_OUT, UNTOUCHED]
+    deciding = [DEVELOPMENT] if (evaluations.role == DEVELOPMENT).any() else [HELDOUT, UNTOUCHED]
     asked = evaluations[evaluations.role.isin(deciding) & (evaluations["update"] > 0)]
     best: tuple[float, float, int] | None = None
     for update in _updates(asked):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..records import CATEGORIES, HELDOUT, UNKNOWN
-from .nouns import TRAINED
+from ..records import CATEGORIES, HELDOUT, TRAINED, UNKNOWN
 from .run import MixRun, Run
 from .wording import BASE, Estimate, difference, reading, share, share_reading
 

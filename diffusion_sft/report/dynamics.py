@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import OTHER_RELATIONS, TEST, UNKNOWN
+from ..records import OTHER_RELATIONS, TEST, UNKNOWN, UNTOUCHED
 from ..reference import STOPPINGS, Reference
 from .cells import Table
 from .drawing import Interval, Panel
@@ -30,7 +30,6 @@ from .dynamics_tables import (
     treatments,
 )
 from .dynamics_words import dynamics_sentences
-from .nouns import UNTOUCHED
 from .run import Run
 from .wording import Estimate, cut, printable
 

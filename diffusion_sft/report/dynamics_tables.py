@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..records import CATEGORIES, DIFFUSION, HELDOUT, TEST, UNKNOWN
+from ..records import CATEGORIES, DIFFUSION, HELDOUT, TEST, UNKNOWN, UNTOUCHED
 from ..reference import STOPPINGS, Reference
 from .cells import Cell, Group, Table, heading_cell
 from .dynamics_figures import CONVERGENCE, STOPPING_NAMES
-from .nouns import UNTOUCHED
 from .run import Run
 from .wording import DASH, Estimate, fixed, listing, share, share_reading
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..records import CATEGORIES, HIGHLY_KNOWN, UNKNOWN
+from ..records import CATEGORIES, HIGHLY_KNOWN, TRAINED, UNKNOWN
 from ..reference import STOPPINGS
 from .changes import Change
 from .dynamics_figures import CONVERGENCE, EARLY_STOP, STOPPING_NAMES
 from .dynamics_tables import FULL, NATURAL, SIGNED, asked_roles, by_share, estimate_of, treatments
-from .nouns import TRAINED
 from .run import Run
 from .wording import Estimate, difference, share, share_reading
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..records import CATEGORIES, HELDOUT, RULES, UNKNOWN
+from ..records import CATEGORIES, HELDOUT, RULES, TRAINED, UNKNOWN
 from .agreement import auroc, rank_correlation, seen_at_least
 from .changes import Change, image_change, inside, learning_change, mix_changes
-from .nouns import TRAINED, Nouns
+from .nouns import Nouns
 from .run import MixRun, Run
 from .wording import listing, plural, reading, share
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..records import DEVELOPMENT, DIFFUSION, HELDOUT, LLM, OTHER_RELATIONS, TEST
-
-TRAINED, UNTOUCHED = "trained", "untouched"
-"""Roles of what is asked at an evaluation, beside the splits that are roles themselves."""
+from ..records import DEVELOPMENT, DIFFUSION, HELDOUT, LLM, OTHER_RELATIONS, TEST, TRAINED, UNTOUCHED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..records import DIFFUSION, HIGHLY_KNOWN, TEST
+from ..records import DIFFUSION, HIGHLY_KNOWN, TEST, UNTOUCHED
 from .cells import Table
 from .drawing import Panel
-from .nouns import UNTOUCHED
 from .run import SOLVED, Run
 from .systems_figures import Frame, forecast_panel, line_panel, picard_panels
 from .systems_tables import ClassRow, class_rows, correlation_table, sets_table, systems_table

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..numerics.association import contingency_table, cramers_v, permutation_p
-from ..records import CATEGORIES, DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, TEST, UNKNOWN
-from .nouns import TRAINED, UNTOUCHED
+from ..records import CATEGORIES, DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, TEST, TRAINED, UNKNOWN, UNTOUCHED
 from .run import Run
 from .wording import NO_BREAK, Estimate, fixed, listing, number, plural, reading
 

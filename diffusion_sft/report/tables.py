@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..records import CATEGORIES, HELDOUT, HIGHLY_KNOWN, MAYBE_KNOWN, RULES, UNKNOWN, WEAKLY_KNOWN
+from ..records import CATEGORIES, HELDOUT, HIGHLY_KNOWN, MAYBE_KNOWN, RULES, TRAINED, UNKNOWN, UNTOUCHED, WEAKLY_KNOWN
 from .agreement import auroc, kappa, rank_correlation
 from .cells import Cell, Group, Table, cut_remark, first_rows, heading_cell
 from .changes import Change, image_change, learning_change, measure, metric_name
-from .nouns import TRAINED, UNTOUCHED
 from .run import Run
 from .wording import DASH, NO_BREAK, Estimate, fixed, listing, model_name, number, reading, share, share_reading
 
