@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from .learner import SLOT, Answer, Learner, Question, Reading
+from .learner import NULL_CUE, SLOT, Answer, Learner, Question, Reading
 from .records import Concept, ConceptSet, Draws, Example, identity_seed
 
 ANSWER_COLUMNS = (
@@ -29,6 +30,8 @@ ANSWER_COLUMNS = (
     "correct",
     "true_gain_nats",
     "best_other_gain_nats",
+    "num_draws",
+    "num_evaluations",
 )
 ONSETS = (*"bdfgklmnprstvz", "bl", "dr", "fl", "gr", "kr", "sk", "tr")
 VOWELS = "aeiou"
@@ -78,6 +81,7 @@ def make_questions(
         seed: decides siblings and invented words, together with the concept's name and the rendering.
     """
     taken = _words_of(concept_set)
+    words = sorted({concept.words for concept in concept_set.concepts})
     grouped: dict[str, list[Example]] = {}
     for example in sorted(examples, key=lambda example: example.id):
         grouped.setdefault(example.concept, []).append(example)
@@ -85,12 +89,13 @@ def make_questions(
     questions = []
     for concept in concept_set.concepts:
         own = grouped.get(concept.name, [])
+        captions = [caption_template(e.caption, concept.words) if e.fact is None else None for e in own]
         for rendering in range(config.num_renderings if own else 0):
             if own[0].fact is not None:
                 questions.append(_question_in_words(concept, own, rendering, num_answers))
                 continue
-            example, template = _rendering(concept, own, config, rendering)
-            candidates = _candidates(concept, concept_set, taken, config, (seed, rendering))
+            example, template = _rendering(own, captions, config, rendering)
+            candidates = _candidates(concept, words, taken, config, (seed, rendering))
             questions.append(
                 Question(
                     concept=concept.name,
@@ -111,6 +116,21 @@ def answer(learner: Learner, questions: Sequence[Question], draws: Draws, batch_
     An answer equal to "" is the empty caption: no candidate's words help. Ties go against the true words.
     """
     answers = learner.answer(questions, draws, batch_size=batch_size)
+    num_draws = [draws.count] * len(questions)
+    num_cues = [len({NULL_CUE, *question.query.cues}) for question in questions]
+    return answer_table(questions, answers, num_draws, [draws.count * cues for cues in num_cues])
+
+
+def answer_table(
+    questions: Sequence[Question], answers: Sequence[Answer], num_draws: Sequence[int], num_evaluations: Sequence[int]
+) -> pd.DataFrame:
+    """One row for each question with the columns `ANSWER_COLUMNS`.
+
+    Args:
+        questions, answers: one of each.
+        num_draws: that each answer was read with.
+        num_evaluations: of the network that it took.
+    """
     rows = [
         {
             "concept": question.concept,
@@ -122,8 +142,10 @@ def answer(learner: Learner, questions: Sequence[Question], draws: Draws, batch_
             "correct": given.correct,
             "true_gain_nats": given.true_gain_nats,
             "best_other_gain_nats": given.best_other_gain_nats,
+            "num_draws": draws,
+            "num_evaluations": evaluations,
         }
-        for question, given in zip(questions, answers, strict=True)
+        for question, given, draws, evaluations in zip(questions, answers, num_draws, num_evaluations, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(ANSWER_COLUMNS))
 
@@ -172,7 +194,7 @@ def invented_words(count: int, seed: int, avoid: Collection[str] = ()) -> list[s
 
 def _words_of(concept_set: ConceptSet) -> frozenset[str]:
     """Every word that stands in a caption or a concept of the set, in lower case."""
-    texts = [concept.words for concept in concept_set.concepts] + [e.caption for e in concept_set.examples]
+    texts = {concept.words for concept in concept_set.concepts} | {e.caption for e in concept_set.examples}
     return frozenset(word for text in texts for word in re.findall(r"\w+", text.lower()))
 
 
@@ -203,10 +225,10 @@ def _question_in_words(
 
 
 def _rendering(
-    concept: Concept, examples: Sequence[Example], config: AnswerConfig, rendering: int
+    examples: Sequence[Example], captions: Sequence[str | None], config: AnswerConfig, rendering: int
 ) -> tuple[Example, str]:
-    """Walk through all pairs of example and template, both moving on with every rendering."""
-    captions = [caption_template(example.caption, concept.words) for example in examples]
+    """Walk through all pairs of example and template, both moving on with every rendering; `captions` are the examples'
+    own as templates, where they are any."""
     with_own = config.own_caption and any(captions)
     num_templates = len(config.templates) + with_own
     # Plain cycling would repeat after the least common multiple; the shift then starts on the pairs left out.
@@ -219,11 +241,12 @@ def _rendering(
 
 
 def _candidates(
-    concept: Concept, concept_set: ConceptSet, taken: Collection[str], config: AnswerConfig, identity: tuple[int, int]
+    concept: Concept, words: Sequence[str], taken: Collection[str], config: AnswerConfig, identity: tuple[int, int]
 ) -> tuple[str, ...]:
-    """∅ first and the true words last, so that a tie is never counted as knowing."""
+    """∅ first and the true words last, so that a tie is never counted as knowing; `words` are all concepts', sorted."""
     seed, rendering = identity
-    siblings = sorted({other.words for other in concept_set.concepts} - {concept.words})
+    own = bisect_left(words, concept.words)
+    siblings = [*words[:own], *words[own + 1 :]]
     generator = np.random.default_rng(identity_seed(seed, "siblings", concept.name, rendering))
     num_siblings = min(len(siblings), config.num_candidates - 2 - config.num_invented)
     chosen = [siblings[i] for i in generator.permutation(len(siblings))[:num_siblings]]

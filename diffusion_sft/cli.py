@@ -14,6 +14,7 @@ from .settings import load_settings, settings_yaml
 
 VERBS = {
     "study": "the whole story, of a Stable Diffusion, a language model or both: probe, buckets, mixes, report",
+    "plan": "say what a study will take of time, memory and disk before it starts, and which setting to change",
     "probe": "measure what the base knows of every concept (prior error, gain, answers)",
     "bucket": "sort the probed concepts into known and unknown, and into SliCK's four categories",
     "solve": "read generation, inputs and weights as systems of equations: rounds, solution classes, J δ = r, forecasts",
@@ -38,6 +39,7 @@ STUDY_VERBS = ("study", "probe", "bucket", "solve", "evaluate", "report")
 EXAMPLES = """examples:
   diffusion-sft study configs/quickstart.yaml
   diffusion-sft study configs/sd15.yaml base=/models/stable-diffusion-v1-5 concepts.path=/data/my-photos
+  diffusion-sft plan configs/sd15.yaml base=/models/stable-diffusion-v1-5 concepts.path=/data/my-photos
   diffusion-sft probe base=/models/sd15 concepts.path=/data/my-photos output_dir=runs/mine
   diffusion-sft finetune configs/finetune.yaml concepts.path=/data/my-photos method=lora rank=8
   diffusion-sft study learners=[llm] llm.base=Qwen/Qwen3-0.6B-Base llm.questions.path=/data/EntityQuestions
@@ -47,7 +49,8 @@ EXAMPLES = """examples:
   diffusion-sft compare runs=[runs/quickstart,runs/another-seed] --out runs/compare
   diffusion-sft finetune --settings          every setting with its default and meaning
 
-probe, bucket, solve, evaluate and report take a study's settings and do the stages before them where those are missing.
+probe, bucket, solve, evaluate and report take a study's settings and do the stages before them where those are missing;
+plan takes them too, does none of them, and exits with 1 where the study fits neither disk nor GPU memory.
 A mistake in settings or data ends with one line on stderr and exit code 2."""
 
 
@@ -132,7 +135,7 @@ def _schema(verb: str) -> type:
         from .serve.config import ServeConfig
 
         return ServeConfig
-    if verb in STUDY_VERBS:
+    if verb in (*STUDY_VERBS, "plan"):
         from .plan import StudyConfig
 
         return StudyConfig
@@ -170,6 +173,10 @@ def _perform(verb: str, config: Any) -> int:
         if page is not None:
             print(f"report: {page}")
         return 0
+    if verb == "plan":
+        from .planning.run import run_plan
+
+        return run_plan(config)
     if verb == "compare":
         from .compare import run_compare
 

@@ -32,21 +32,27 @@ from .story import Story, chosen_dtype, tell, write_world_once
 class LanguageStudy(Story):
     """One language model, one set of questions."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    learner = LLM
+
+    def __init__(self, config: StudyConfig, concept_set: ConceptSet | None = None) -> None:
         self.own: LanguageStudyConfig = config.llm
-        self._base: LanguageLearner | None = None
-        super().__init__(config, Path(config.output_dir) / LLM)
+        super().__init__(config, Path(config.output_dir) / LLM, concept_set)
 
     def stages(self) -> Mapping[str, Callable[[], Any]]:
         """There is nothing to generate: answers are read while a run is evaluated. The report is the last half's."""
         stages: dict[str, Callable[[], Any]] = {
             "probe": self.probe,
             "bucket": lambda: self.sort_into_buckets(self.own.buckets),
-            "finetune": lambda: self.teach(self._load_to_train, self.own.finetune, AnswerConfig()),
-            "evaluate": lambda: self.summarise_dynamics(LLM),
+            "finetune": lambda: self.share_out("finetune", [run.name for run in self.runs()]),
+            "evaluate": lambda: self.summarise_dynamics(LLM, self.own.finetune),
             "solve": self.solve_systems,
         }
         return stages if DIFFUSION in self.config.learners else stages | {"report": self.report}
+
+    def perform(self, stage: str, name: str) -> None:
+        """Fine-tune one run."""
+        assert stage == "finetune", stage
+        self.teach(name, self._load_to_train, self.own.finetune, AnswerConfig())
 
     def probe(self) -> ProbeResult:
         """SliCK: ten few-shot prompts for each fact, greedy and sampled; likelihoods under the same prompts."""
@@ -70,15 +76,17 @@ class LanguageStudy(Story):
         return write_report(Path(self.config.output_dir), nothing, self.config.title, figures=self.config.figures)
 
     def runs(self) -> list[PlannedRun]:
-        """Every mix with every seed."""
-        return planned_runs(self.own.mixes, self.own.seeds or self.config.seeds, self.own.finetune.seed)
+        """Every mix with every method and every seed."""
+        own = self.own
+        return planned_runs(own.mixes, own.seeds or self.config.seeds, own.finetune.seed, own.methods)
 
     def base(self) -> LanguageLearner:
         """The untouched base under few-shot prompts, loaded once."""
         if self._base is None:
             prompts = FewShot.of(self.concept_set, shots=self.own.probe.shots, seed=self.own.probe.seed)
             self._base = self._load(chosen_dtype(self.own.dtype, self.device), prompts, self.own.device_map)
-        return self._base
+        learner: LanguageLearner = self._base
+        return learner
 
     def read_concepts(self) -> ConceptSet:
         """Read the questions, or those of the embedded world."""

@@ -15,43 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from .files import replaced, write_text
+from .tensor_files import TYPES, file_order, write_tensor_file
 
 PREFIX = "text_model."
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; the same content always gives the same bytes, and so the same hash.
-
-    safetensors' own writer shuffles the metadata. The format: the header's length (8 bytes, little-endian), the header
-    in JSON, the tensors' bytes one after another (widest types first, so that all are aligned).
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": _DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
-    text += b" " * (-len(text) % 8)
-    with replaced(file) as temporary, temporary.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    """Write a safetensors file atomically, as torch's own are read; the same content always gives the same bytes."""
+    layout = {name: (TYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with replaced(file) as temporary:
+        in_order = (tensors[name] for name in file_order(layout))
+        write_tensor_file(temporary, layout, in_order, {"format": "pt", **metadata})
 
 
 def prefixed(name: str) -> str:

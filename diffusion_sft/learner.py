@@ -235,11 +235,14 @@ class Learner(ABC):
         Inversion is deterministic, so it has one column whatever `draws` says."""
 
     @abstractmethod
-    def loss(
-        self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
-    ) -> torch.Tensor:
-        """The training loss of each item, (num_items,), before the item's own weight; differentiable in `network`'s
-        trainable parameters."""
+    def batch(self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE) -> Any:
+        """What `loss` takes for these items, on the device: a function of seed, visits and example ids. No trained
+        weight has a part in it, so that it may be made beforehand and in another thread."""
+
+    @abstractmethod
+    def loss(self, batch: Any) -> torch.Tensor:
+        """The training loss of each item of a batch, (num_items,), before the item's own weight; differentiable in
+        `network`'s trainable parameters."""
 
     @abstractmethod
     def generate(

@@ -1,7 +1,8 @@
-"""What a run runs on: device, versions, and the measured speed of a learner's network."""
+"""What a run runs on: device, versions, memory, and the measured speed of matrices and of a learner's network."""
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from importlib.metadata import version
@@ -11,6 +12,9 @@ import torch
 from .errors import UserError
 from .learner import Learner, Query
 from .records import Draws, Example
+
+PUBLISHED_PEAKS = {"A100": 312e12, "H100": 989e12}
+"""Dense bfloat16 operations a second of NVIDIA's data sheets (A100 80GB, 2021; H100 SXM, 2023)."""
 
 
 def versions() -> dict[str, str]:
@@ -57,3 +61,30 @@ def evaluations_per_second(learner: Learner, example: Example, batch_size: int) 
     for _ in range(repeats):
         learner.surprise([query], draws, batch_size=batch_size)
     return repeats * 2 * draws.count / (time.monotonic() - started)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """The device's measured floating-point operations a second in products of large square matrices of a type."""
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = left @ right  # also loads the library
+    synchronise(device)
+    count, spent, started = 0, 0.0, time.monotonic()
+    while spent < seconds:
+        torch.matmul(left, right, out=out)
+        synchronise(device)
+        count, spent = count + 1, time.monotonic() - started
+    return count * 2 * side**3 / spent
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what the device is at, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that the device has in all: of a GPU its own, of a CPU the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -29,9 +29,13 @@ class _OfConcept(Protocol):
 
 
 T = TypeVar("T", bound=_OfConcept)
+TABLES_AT_ONCE = 64
+"""Finished parts that are read before they are joined."""
+LOOK_EVERY = 2.0
+"""Seconds between looks at what other processes have written: each is a question to the file system for every part."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
     file: Path
     items: Sequence[Any]
@@ -50,7 +54,7 @@ class Parts:
         self.concepts_per_part = concepts_per_part
         self.num_evaluations = 0
         self._expected = 0
-        self._started = time.monotonic()
+        self._started = self._looked = time.monotonic()
         self._told = not is_main()
         shown = None if is_main() else True
         self._bar: tqdm = tqdm(total=0, desc=stage, unit="eval", unit_scale=True, disable=shown)
@@ -92,18 +96,18 @@ class Parts:
             concepts_per_part: where this table's parts are smaller or larger than the others'.
         """
         parts = self._parts(name, items, count, concepts_per_part or self.concepts_per_part)
-        missing = [part for part in parts if not part.file.exists()]
+        missing = {part for part in parts if not part.file.exists()}
         self.expect(sum(part.num_evaluations for part in missing) - sum(part.num_evaluations for part in parts))
         wait_for_everyone()  # until then nobody writes, so that all count the same parts as missing
         for part in parts[process_index() :: process_count()]:
             if part in missing:
                 with replaced(part.file) as temporary:
                     compute(part.items).to_parquet(temporary, index=False)
-                missing = self._still_missing(missing)
+                self._done(missing, {part} | self._of_others(missing))
         wait_for_everyone()
-        tables = [read_table(shared_file(part.file)) for part in parts]
-        self._still_missing(missing)
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        table = _joined([part.file for part in parts])
+        self._done(missing, set(missing))
+        return table
 
     def remove(self) -> None:
         """Delete all parts, stale ones too; their rows are in the finished tables."""
@@ -119,11 +123,18 @@ class Parts:
             parts.append(_Part(self.folder / f"{name}-{start:06d}.parquet", some, count(some)))
         return parts
 
-    def _still_missing(self, missing: Sequence[_Part]) -> list[_Part]:
-        """Those that are still missing; the others, whoever wrote them, are counted."""
-        left = [part for part in missing if not part.file.exists()]
-        self._advance(sum(part.num_evaluations for part in missing) - sum(part.num_evaluations for part in left))
-        return left
+    def _of_others(self, missing: set[_Part]) -> set[_Part]:
+        """Those of the missing parts that other processes have written by now, looked for every `LOOK_EVERY` seconds."""
+        now = time.monotonic()
+        if process_count() == 1 or now - self._looked < LOOK_EVERY:
+            return set()
+        self._looked = now
+        return {part for part in missing if part.file.exists()}
+
+    def _done(self, missing: set[_Part], done: set[_Part]) -> None:
+        """Take finished parts, whoever wrote them, from the missing ones, and count them."""
+        missing -= done
+        self._advance(sum(part.num_evaluations for part in done))
 
     def _advance(self, num_evaluations: int) -> None:
         self.num_evaluations += num_evaluations
@@ -134,6 +145,16 @@ class Parts:
             left = (self._expected - self.num_evaluations) / rate
             self._bar.write(f"{self.stage}: {rate:,.0f} evaluations/s, about {_duration(left)} left", file=sys.stderr)
             self._told = True
+
+
+def _joined(files: Sequence[Path]) -> pd.DataFrame:
+    """The rows of all files, in their order."""
+    # Some at a time: a small table takes ten times the memory of its rows, and there may be thousands.
+    joined = []
+    for start in range(0, len(files), TABLES_AT_ONCE):
+        tables = [read_table(shared_file(file)) for file in files[start : start + TABLES_AT_ONCE]]
+        joined.append(pd.concat(tables, ignore_index=True))
+    return pd.concat(joined, ignore_index=True) if joined else pd.DataFrame()
 
 
 def _duration(seconds: float) -> str:

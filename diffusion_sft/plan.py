@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
-
-import pandas as pd
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 from .buckets import BucketConfig
 from .concepts import ConceptsConfig
@@ -15,9 +13,57 @@ from .finetune.config import FinetuneConfig, LanguageFinetuneConfig
 from .finetune.mixes import MixConfig
 from .probe import LanguageProbeConfig, ProbeConfig
 from .questions import QuestionsConfig
-from .records import CATEGORIES, DIFFUSION, HELDOUT, LEARNERS, ConceptSet
+from .records import DIFFUSION, LEARNERS
 from .solve.config import PictureSolveConfig, TextSolveConfig
 from .world.population import WorldConfig
+
+Tuning = TypeVar("Tuning", bound=FinetuneConfig)
+LOCAL, RAY = "local", "ray"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """A method of fine-tuning and what goes with it; what is None here is as in `finetune`."""
+
+    method: Literal["full", "cross_attention", "lora"] = "full"
+    learning_rate: float | None = None
+    rank: int | None = None
+    """Of the adapters of lora."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.method != "lora":
+            raise ValueError(f"methods: rank={self.rank} is for lora, not for {self.method}")
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call it: lora-rank4 where a rank is given, else the method."""
+        return self.method if self.rank is None else f"{self.method}-rank{self.rank}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where runs go with executor=ray, and what each of them reserves."""
+
+    address: str | None = None
+    """null starts Ray on this machine for as long as the study takes; auto, or host:port, joins a cluster that is up,
+    on a machine of that cluster. All machines need the same folders and the same installation."""
+    gpus_per_run: float | None = None
+    """A fraction lets several runs share a GPU, 0 keeps them on CPUs; null is 1 where the cluster has GPUs, else 0."""
+    cpus_per_run: float = 1.0
+    """What a run reserves. It uses as many threads as the study itself (OMP_NUM_THREADS), so that its numbers are the
+    same."""
+    max_retries: int = 3
+    """How often a run whose process or machine died is started again; it goes on from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.address is not None and "://" in self.address:
+            raise ValueError(
+                f"ray.address={self.address}: give auto, or host:port, and start the study in the cluster"
+            )
+        if self.cpus_per_run < 0 or (self.gpus_per_run or 0) < 0 or self.max_retries < 0:
+            raise ValueError("ray: gpus_per_run, cpus_per_run and max_retries must not be negative")
+        if self.gpus_per_run and self.gpus_per_run > 1 and self.gpus_per_run % 1:
+            raise ValueError(f"ray.gpus_per_run={self.gpus_per_run}: a fraction of one GPU, or whole ones")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +84,14 @@ class LanguageStudyConfig:
     mixes: list[MixConfig] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     """As the study's own."""
+    methods: list[MethodConfig] = field(default_factory=list)
+    """As the study's own, of which these are independent."""
     finetune: LanguageFinetuneConfig = field(default_factory=LanguageFinetuneConfig)
     solve: TextSolveConfig = field(default_factory=TextSolveConfig)
 
     def __post_init__(self) -> None:
         _check_mixes(self.mixes, self.seeds)
+        _check_methods(self.methods, self.finetune)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +113,14 @@ class StudyConfig:
     resolution: int | None = None
     """Pixels of a side; unset means the base's own."""
     cache_dir: str | None = None
-    """Where encoded images and captions are kept from run to run, by content; null keeps them in memory alone."""
+    """Where encoded images and captions are kept from run to run, by content; null keeps them in memory
+    alone, up to 4 GiB; what does not fit is encoded again."""
     device: str = "auto"
     """auto takes CUDA where there is any; else as torch names devices."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the networks outside training; auto is bfloat16 on a GPU and float32 on a CPU."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """Of torch.compile, for the UNet outside training (for training there is finetune.compile_mode)."""
     concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
     """The concept set; without a path the embedded world of `world` is written into the output folder."""
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -80,36 +132,64 @@ class StudyConfig:
     mixes: list[MixConfig] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     """Each mix is drawn and taught once with each of these; empty: once, with finetune.seed."""
+    methods: list[MethodConfig] = field(default_factory=list)
+    """Each mix is taught with each of these, for example [{method: full}, {method: lora, learning_rate: 1.0e-4}]; empty:
+    with finetune.method. The first is the one that is forecast and that the learners are compared by."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     solve: PictureSolveConfig = field(default_factory=PictureSolveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     figures: bool = True
     """Write every drawing of the report as PNG and PDF too, into `figures/`; about 0.2 seconds each."""
     llm: LanguageStudyConfig = field(default_factory=LanguageStudyConfig)
+    executor: Literal["local", "ray"] = "local"
+    """Who fine-tunes and draws: this process, one run after another, or Ray, as many at once as there is room for."""
+    ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
         _check_mixes(self.mixes, self.seeds)
+        _check_methods(self.methods, self.finetune)
         check_learners(self.learners)
-        if self.finetune.push_to_hub and len(planned_runs(self.mixes, self.seeds, 0)) > 1:
-            raise ValueError(
-                "finetune.push_to_hub: several mixes would overwrite one repository; push one mix at a time"
-            )
+        if self.executor == RAY and ":" in self.device:
+            raise ValueError(f"device={self.device}: with executor=ray each run is given its GPU; set device=auto")
+        own = self.llm
+        _check_push("", self.finetune, planned_runs(self.mixes, self.seeds, 0, self.methods))
+        _check_push("llm.", own.finetune, planned_runs(own.mixes, own.seeds or self.seeds, 0, own.methods))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One fine-tuning run of a study: a mix with a seed, and the name of both."""
+    """One fine-tuning run of a study: a mix with a method and a seed, and the name of all three."""
 
     name: str
     mix: MixConfig
     seed: int
+    method: MethodConfig | None = None
+    """None: as the study's `finetune` says."""
+
+    def settings(self, config: Tuning) -> Tuning:
+        """The study's settings of fine-tuning as they are for this run."""
+        return replace(_with_method(config, self.method), seed=self.seed)
+
+    def method_name(self, config: FinetuneConfig) -> str:
+        """What the tables call its method."""
+        return config.method if self.method is None else self.method.name
 
 
-def planned_runs(mixes: Sequence[MixConfig], seeds: Sequence[int], seed: int) -> list[PlannedRun]:
-    """Every mix with every seed, mix by mix; with `seed` alone, and under the mix's own name, where there are none."""
-    if not seeds:
-        return [PlannedRun(name=mix.name, mix=mix, seed=seed) for mix in mixes]
-    return [PlannedRun(name=f"{mix.name}-seed{each}", mix=mix, seed=each) for mix in mixes for each in seeds]
+def planned_runs(
+    mixes: Sequence[MixConfig], seeds: Sequence[int], seed: int, methods: Sequence[MethodConfig] = ()
+) -> list[PlannedRun]:
+    """Every mix with every method and every seed, mix by mix.
+
+    Without seeds once, with `seed`; without methods once. What a study does not vary is not in the runs' names.
+    """
+    runs = []
+    for mix in mixes:
+        for method in methods or (None,):
+            name = mix.name if method is None else f"{mix.name}-{method.name}"
+            for each in seeds or [seed]:
+                own = f"{name}-seed{each}" if seeds else name
+                runs.append(PlannedRun(name=own, mix=mix, seed=each, method=method))
+    return runs
 
 
 def check_learners(learners: Sequence[str]) -> None:
@@ -126,35 +206,26 @@ def _check_mixes(mixes: Sequence[MixConfig], seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds: {list(seeds)} holds one twice")
 
 
-def network_evaluations(config: StudyConfig, concept_set: ConceptSet) -> dict[str, int]:
-    """How many times the network is evaluated in each stage, at most; a training example counts as three. Of solving, S1
-    alone is counted, by what it took on the shipped base."""
-    probe_config, tuning, drawing = config.probe, config.finetune, config.evaluate
-    runs = planned_runs(config.mixes, config.seeds, tuning.seed)
-    num_concepts, num_models = len(concept_set.concepts), 1 + len(runs)
-    per_concept = probe_config.max_examples_per_concept
-    heldout = pd.Series([example.concept for example in concept_set.split(HELDOUT)]).value_counts()
-    num_scored = int(heldout.clip(upper=per_concept).sum())
-    answers, samples = probe_config.answers, probe_config.samples
-    questions = num_concepts * answers.num_renderings * answers.num_candidates * answers.num_draws
-    guided = 2 if samples.guidance_scale > 1 else 1
-    drawn = num_concepts * samples.num_samples * samples.num_inference_steps * guided
-    per_update = tuning.train_batch_size * tuning.gradient_accumulation_steps * 3
-    exams = tuning.max_train_steps // tuning.validation_steps + 1 if tuning.validation_steps else 0
-    asked = 0
-    for run in runs:
-        concepts = run.mix.num_concepts or num_concepts
-        asked += (2 * concepts * (tuning.validation_examples_per_concept or 8) + 32) * exams
-    guided = 2 if drawing.guidance_scale > 1 else 1
-    pictures = num_models * num_concepts * drawing.num_images_per_concept
-    s1, most = config.solve.generation, config.solve.concepts_per_category
-    solved = num_concepts if most is None else min(num_concepts, len(CATEGORIES) * most)
-    solved *= s1.num_renderings * s1.num_starts * s1.num_inference_steps
-    return {
-        "probe": num_scored * 2 * probe_config.evaluations_per_caption + questions + drawn // 2,
-        "finetune": len(runs) * tuning.max_train_steps * per_update
-        + asked * answers.num_candidates * tuning.validation_draws,
-        "generate": pictures * drawing.num_inference_steps * guided,
-        # Under its caption and under ∅ about 12 sweeps' worth of steps each, and as many as 6 for the rest of S1.
-        "solve": solved * (24 * (2 if s1.guidance_scale > 1 else 1) + 6),
-    }
+def _check_methods(methods: Sequence[MethodConfig], config: FinetuneConfig) -> None:
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"methods: {', '.join(names)}: runs are named after their methods, so each may be there once"
+        )
+    for method in methods:
+        _with_method(config, method)  # Refuses what does not go together.
+
+
+def _check_push(half: str, config: FinetuneConfig, runs: Sequence[PlannedRun]) -> None:
+    if config.push_to_hub and len(runs) > 1:
+        raise ValueError(
+            f"{half}finetune.push_to_hub: several runs would overwrite one repository; push one mix at a time"
+        )
+
+
+def _with_method(config: Tuning, method: MethodConfig | None) -> Tuning:
+    """The settings with what the method gives."""
+    if method is None:
+        return config
+    given = {name: value for name, value in vars(method).items() if value is not None}
+    return replace(config, **given)

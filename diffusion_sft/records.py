@@ -7,8 +7,9 @@ stage (or by hand, or by another tool) is all that the next one needs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +41,8 @@ PROBED = (HELDOUT, DEVELOPMENT, TEST, OTHER_RELATIONS)
 """Splits whose examples the base is read on."""
 TRAINED, UNTOUCHED = "trained", "untouched"
 """What is asked at an evaluation, beside splits that are asked: what was trained on, and known concepts that were not."""
+SHOWN_IMAGES = 2
+"""Pictures of each concept and model that the report shows, the first ones: these are kept whatever else is not."""
 REFUSAL = "I don't know"
 """What says in words that there is no answer; in pictures the empty caption does."""
 
@@ -142,10 +145,25 @@ class Draws:
     count: int
     estimator: str = "default"
     """How levels and noise are drawn: a name in `numerics.quadrature.ESTIMATORS`."""
+    chosen: tuple[int, ...] | None = None
+    """The numbers of the draws that are read, ascending; all `count` of them where None. A draw is the same whichever
+    others are read with it."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"Draws.count must be at least 1, not {self.count}")
+        numbers = self.numbers
+        if (
+            not numbers
+            or any(a >= b for a, b in pairwise(numbers))
+            or not 0 <= numbers[0] <= numbers[-1] < self.count
+        ):
+            raise ValueError(f"Draws.chosen must be ascending numbers below {self.count}, not {list(numbers)}")
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the draws that are read, ascending: the columns of a reading."""
+        return range(self.count) if self.chosen is None else self.chosen
 
 
 def identity_seed(seed: int, *identity: str | int) -> int:

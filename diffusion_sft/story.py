@@ -4,7 +4,8 @@
 
 Each stage reads the tables of the stages before it and keeps what it has finished, so a study that was stopped, or
 run again with a setting changed, only does what is missing. Launched as several processes (torchrun, accelerate
-launch), all of them probe, fine-tune, generate and solve; the rest is the main one's.
+launch), all of them probe, fine-tune, generate and solve; the rest is the main one's. With executor=ray the runs and
+the models' pictures are handed out instead, each to a process of its own (`executing`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .buckets import BucketConfig, bucket, summary_table, write_buckets
 from .compare import CompareConfig, compare
 from .dynamics import TunedRun, dynamics_text, summarise_runs
 from .errors import UserError
+from .executing import Piece, on_ray
 from .files import file_hash, read_json, read_table, write_json, write_table, write_text
 from .finetune.config import FinetuneConfig
 from .finetune.evaluations import Exam, early_stop_update, make_exam
@@ -33,7 +35,7 @@ from .finetune.loop import finetune
 from .finetune.mixes import Mix, compose
 from .learner import Learner
 from .machine import hardware, pick_device, versions
-from .plan import PlannedRun, StudyConfig
+from .plan import RAY, PlannedRun, StudyConfig
 from .processes import is_main, process_count, process_device, wait_for_everyone
 from .records import ConceptSet, Draws
 from .reference import load_reference
@@ -59,22 +61,29 @@ def stages_until(last: str) -> list[str]:
 class Story(ABC):
     """One half in progress: the study's settings, this half's folder, and what the finished stages left."""
 
-    def __init__(self, config: StudyConfig, folder: Path) -> None:
+    learner: str
+    """Whose half."""
+
+    def __init__(self, config: StudyConfig, folder: Path, concept_set: ConceptSet | None) -> None:
+        """Args:
+        concept_set: what another process has read already, for one that does a piece of its work.
+        """
         self.config = config
         self.folder = folder
         self.device = study_device(config.device)
         self.seconds: dict[str, float] = {}
-        self.concept_set = self.read_concepts()
+        self._base: Any = None
+        self.concept_set = self.read_concepts() if concept_set is None else concept_set
 
     def run(self, until: str) -> Any:
-        """Run every stage up to `until`; returns what that one gives."""
-        if is_main():
+        """Run every stage up to `until` that was not run yet; returns what that one gives."""
+        if is_main() and not self.seconds:
             self.announce(until)
         stages, outcome = self.stages(), None
-        wanted = [name for name in stages_until(until) if name in stages]
+        wanted = [name for name in stages_until(until) if name in stages and name not in self.seconds]
         for place, name in enumerate(wanted):
             if is_main() or name in SHARED:
-                with self._timed(name):
+                with self.timed(name):
                     outcome = stages[name]()
             if set(wanted[place + 1 :]) & set(SHARED):  # else there is nothing left to wait for
                 wait_for_everyone()
@@ -100,6 +109,28 @@ class Story(ABC):
     def runs(self) -> list[PlannedRun]:
         """The fine-tuning runs."""
 
+    @abstractmethod
+    def perform(self, stage: str, name: str) -> None:
+        """Do one piece of a stage whose pieces do not need each other: a run's fine-tuning, or a model's pictures."""
+
+    def share_out(self, stage: str, names: Sequence[str]) -> None:
+        """Do all pieces of such a stage, here or where `executor` says."""
+        self._base = None  # The pieces may need the memory that it is in.
+        if self.config.executor == RAY:
+            on_ray(self.pieces(stage, names), self.config.ray)
+            return
+        for name in names:
+            self.perform(stage, name)
+
+    def pieces(self, stage: str, names: Sequence[str]) -> list[Piece]:
+        """The same as pieces for other processes."""
+        half: Any = type(self)
+        performer, logs = partial(half, self.config, self.concept_set), self.folder / "logs"
+        return [
+            Piece(learner=self.learner, stage=stage, name=name, performer=performer, log=logs / f"{stage}-{name}.log")
+            for name in names
+        ]
+
     def sort_into_buckets(self, config: BucketConfig) -> pd.DataFrame:
         """Which concepts are known, by four rules side by side."""
         folder = self.folder / "probe"
@@ -111,17 +142,17 @@ class Story(ABC):
         print(summary_table(result.summary))
         return result.concepts
 
-    def teach(self, load: Callable[[], Learner], config: FinetuneConfig, answers: AnswerConfig) -> None:
-        """Teach the base each mix with each seed, always starting from the base."""
-        for run in self.runs():
-            mix, exam = self.composed(run, config, answers)
-            finetune(load(), mix, exam, replace(config, seed=run.seed), self.folder / "finetune" / run.name)
+    def teach(self, name: str, load: Callable[[], Learner], config: FinetuneConfig, answers: AnswerConfig) -> None:
+        """Teach the base what the run of this name is about; `load` loads the base anew."""
+        (run,) = (run for run in self.runs() if run.name == name)
+        mix, exam = self.composed(run, config, answers)
+        finetune(load(), mix, exam, run.settings(config), self.folder / "finetune" / run.name)
 
     def composed(self, run: PlannedRun, config: FinetuneConfig, answers: AnswerConfig) -> tuple[Mix, Exam]:
         """What a run is taught, and what it is asked."""
         labels = self.labels()
         mix = replace(compose(run.mix, labels, self.concept_set, run.seed), name=run.name)
-        return mix, make_exam(mix, labels, self.concept_set, replace(config, seed=run.seed), answers)
+        return mix, make_exam(mix, labels, self.concept_set, run.settings(config), answers)
 
     def solve(
         self, systems: Systems, task: Task, config: PictureSolveConfig | TextSolveConfig, per_part: int
@@ -134,9 +165,15 @@ class Story(ABC):
     def tuned_runs(
         self, config: FinetuneConfig, answers: AnswerConfig, load: Callable[[PlannedRun], Learner]
     ) -> list[ForecastRun]:
-        """The finished runs of this half, with what they were taught and asked; `load` loads what a run left."""
-        found = []
-        for run in self.runs():
+        """The finished runs of this half, with what they were taught and asked; `load` loads what a run left.
+
+        Of the first method alone: a forecast knows nothing of methods, and its correlation is over like runs.
+        """
+        found: list[ForecastRun] = []
+        runs = self.runs()
+        for run in runs:
+            if run.method != runs[0].method:
+                continue
             evaluations = self.folder / "finetune" / run.name / "evaluations.parquet"
             if not evaluations.is_file():
                 continue
@@ -160,10 +197,17 @@ class Story(ABC):
         """One row per concept, as it was sorted."""
         return read_table(self.folder / "buckets" / "concepts.parquet")
 
-    def summarise_dynamics(self, learner: str) -> None:
+    def summarise_dynamics(self, learner: str, config: FinetuneConfig) -> None:
         """How fast each category was fitted and what that did, beside the published figures."""
+        folder = self.folder / "finetune"
         tuned = [
-            TunedRun(mix=run.mix.name, seed=run.seed, folder=self.folder / "finetune" / run.name)
+            TunedRun(
+                mix=run.mix.name,
+                seed=run.seed,
+                folder=folder / run.name,
+                in_linear_model=run.mix.unknown != "relabel",
+                method=run.method_name(config),
+            )
             for run in self.runs()
         ]
         tuned = [run for run in tuned if (run.folder / "evaluations.parquet").is_file()]
@@ -178,6 +222,11 @@ class Story(ABC):
         found = compare(CompareConfig(runs=[str(folder)], output_dir=str(folder / "compare")))
         print("\n".join(found.verdict["sentences"]))
 
+    @cached_property
+    def _identity(self) -> Mapping[str, Any]:
+        """Of the untouched base, which may be gone when it is asked for again."""
+        return self.base().identity()
+
     def record(self) -> None:
         """Write `study.json` and `config.yaml`: what was asked for, of which base, on what, and how long it took."""
         path = self.folder / "study.json"
@@ -188,7 +237,7 @@ class Story(ABC):
             path,
             {
                 "title": self.config.title,
-                "base": self.base().identity(),
+                "base": self._identity,
                 "settings": settings_dict(self.config),
                 "seconds": seconds,
                 "versions": versions(),
@@ -198,7 +247,8 @@ class Story(ABC):
         (self.folder / "config.yaml").write_text(settings_yaml(self.config), encoding="utf-8")
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Iterator[None]:
+        """Record how long a stage takes."""
         started = time.monotonic()
         yield
         self.seconds[stage] = round(time.monotonic() - started, 1)

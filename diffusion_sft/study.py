@@ -5,7 +5,9 @@ concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from .errors import UserError
 from .evaluate import (
     Extractor,
     Instruments,
+    LabelReader,
+    Looking,
     build_extractor,
     distance_table,
     evaluate,
@@ -24,12 +28,14 @@ from .evaluate import (
     read_generated,
     readout_reader,
 )
-from .evaluate.cache import fitted_image
+from .evaluate.cache import FeatureCache
+from .executing import on_ray, ray_joined
 from .language_study import LanguageStudy
-from .learner import PIPELINE_LAYOUT, ReadLabels
+from .learner import PIPELINE_LAYOUT
 from .learners.diffusion import DiffusionLearner
 from .machine import evaluations_per_second
-from .plan import PlannedRun, StudyConfig, network_evaluations, planned_runs
+from .plan import RAY, PlannedRun, StudyConfig, planned_runs
+from .planning.counting import network_evaluations
 from .probe import ProbeResult, picture_samples, probe
 from .processes import main_first
 from .records import DIFFUSION, HELDOUT, LLM, REFERENCE, TRAIN, ConceptSet
@@ -43,9 +49,10 @@ from .world.readout import Readout
 class DiffusionStudy(Story):
     """One Stable Diffusion, one concept set."""
 
-    def __init__(self, config: StudyConfig) -> None:
-        self._base: DiffusionLearner | None = None
-        super().__init__(config, Path(config.output_dir))
+    learner = DIFFUSION
+
+    def __init__(self, config: StudyConfig, concept_set: ConceptSet | None = None) -> None:
+        super().__init__(config, Path(config.output_dir), concept_set)
 
     def stages(self) -> Mapping[str, Callable[[], Any]]:
         """All of them."""
@@ -53,10 +60,8 @@ class DiffusionStudy(Story):
         return {
             "probe": self.probe,
             "bucket": lambda: self.sort_into_buckets(config.buckets),
-            "finetune": lambda: self.teach(
-                lambda: self._load(dtype=torch.float32), config.finetune, config.probe.answers
-            ),
-            "generate": self.generate_all,
+            "finetune": lambda: self.share_out("finetune", [run.name for run in self.runs()]),
+            "generate": lambda: self.share_out("generate", self.models()),
             "evaluate": self.evaluate,
             "solve": self.solve_systems,
             "report": self.report,
@@ -80,19 +85,30 @@ class DiffusionStudy(Story):
             self.config.probe.estimator,
         )
         task = Task(learner=DIFFUSION, concept_set=self.concept_set, labels=self.labels(), answers=answers, runs=runs)
-        self.solve(systems, task, config, per_part=4)
+        with torch.compiler.set_stance("force_eager"):  # Derivatives do not go through compiled networks.
+            self.solve(systems, task, config, per_part=4)
 
     def runs(self) -> list[PlannedRun]:
-        """Every mix with every seed."""
-        return planned_runs(self.config.mixes, self.config.seeds, self.config.finetune.seed)
+        """Every mix with every method and every seed."""
+        config = self.config
+        return planned_runs(config.mixes, config.seeds, config.finetune.seed, config.methods)
 
-    def generate_all(self) -> None:
-        """Draw every concept with the base and with each fine-tuned model, from the same noise."""
+    def perform(self, stage: str, name: str) -> None:
+        """Fine-tune one run, or draw every concept with one model."""
+        if stage == "finetune":
+            load = partial(self._load, dtype=torch.float32)
+            self.teach(name, load, self.config.finetune, self.config.probe.answers)
+        else:
+            assert stage == "generate", stage
+            self.draw(name)
+
+    def draw(self, model: str) -> None:
+        """Draw every concept with the base or with a fine-tuned model, all of them from the same noise."""
         probed = {example.concept for example in self.concept_set.split(HELDOUT)}
         names = [concept.name for concept in self.concept_set.concepts if concept.name in probed]
-        for model in self.models():
-            learner = self.base() if model == "base" else self._tuned(model)
-            generate_images(learner, self.concept_set, names, self.config.evaluate, self.folder / "evaluate" / model)
+        learner = self.base() if model == "base" else self._tuned(model)
+        folder = self.folder / "evaluate" / model
+        generate_images(learner, self.concept_set, names, self.config.evaluate, folder, self.looking)
 
     def evaluate(self) -> None:
         """FID per bucket and what it misses, before and after."""
@@ -100,12 +116,12 @@ class DiffusionStudy(Story):
             {model: read_generated(self.folder / "evaluate" / model) for model in self.models()},
             self.concept_set,
             self.labels(),
-            Instruments(extractor=self.extractor(), read_labels=self.read_labels()),
+            self.instruments,
             self.config.evaluate,
             self.folder / "evaluate",
         )
         print(distance_table(found.measures))
-        self.summarise_dynamics(DIFFUSION)
+        self.summarise_dynamics(DIFFUSION, self.config.finetune)
 
     def report(self) -> Path:
         """One page that shows it all, the language model's half too where that was run."""
@@ -120,23 +136,37 @@ class DiffusionStudy(Story):
     def base(self) -> DiffusionLearner:
         """The untouched base, loaded once."""
         if self._base is None:
-            self._base = self._load(dtype=chosen_dtype(self.config.dtype, self.device))
-        return self._base
+            dtype, mode = chosen_dtype(self.config.dtype, self.device), self.config.compile_mode
+            self._base = self._load(dtype=dtype, compile_mode=mode)
+        learner: DiffusionLearner = self._base
+        return learner
 
     def extractor(self) -> Extractor:
         """What looks at pictures for FID."""
         return build_extractor(self.config.evaluate, self.device)
 
-    def read_labels(self) -> ReadLabels:
+    @cached_property
+    def instruments(self) -> Instruments:
+        """What looks at generated pictures, loaded once."""
+        return Instruments(extractor=self.extractor(), read_labels=self.read_labels())
+
+    @cached_property
+    def looking(self) -> Looking:
+        """The same, with the place of what they see."""
+        config = self.config.evaluate
+        return Looking(self.instruments, self.folder / "evaluate" / "features", config.batch_size)
+
+    def read_labels(self) -> LabelReader:
         """What says which concept a generated picture shows."""
         if self.config.readout is not None:
             readout = Readout.load(Path(self.config.readout), self.device)
             return readout_reader(readout, self.concept_set.concepts)
-        size = (self.base().resolution, self.base().resolution)
-        images: dict[str, list[Any]] = {concept.name: [] for concept in self.concept_set.concepts}
+        files: dict[str, list[Path]] = {concept.name: [] for concept in self.concept_set.concepts}
         for example in self.concept_set.split(TRAIN, HELDOUT, REFERENCE):
-            images[example.concept].append(fitted_image(example.path, size))
-        return nearest_concept_reader(self.extractor(), images)
+            files[example.concept].append(example.path)
+        size, batch_size = (self.base().resolution, self.base().resolution), self.config.evaluate.batch_size
+        cache = FeatureCache(self.folder / "evaluate" / "features", self.extractor(), size, batch_size)
+        return nearest_concept_reader(cache, files)
 
     def read_concepts(self) -> ConceptSet:
         """Read the pictures, or those of the embedded world."""
@@ -152,7 +182,14 @@ class DiffusionStudy(Story):
         tell(result.notes, result.problems_table(), self.folder)
         return result.concept_set
 
-    def _load(self, *, dtype: torch.dtype, lora: Path | None = None, path: str | None = None) -> DiffusionLearner:
+    def _load(
+        self,
+        *,
+        dtype: torch.dtype,
+        lora: Path | None = None,
+        path: str | None = None,
+        compile_mode: str | None = None,
+    ) -> DiffusionLearner:
         return DiffusionLearner.load(
             path or self.config.base,
             revision=self.config.revision if path is None else None,
@@ -163,15 +200,17 @@ class DiffusionStudy(Story):
             lora=lora,
             resolution=self.config.resolution,
             cache_dir=Path(self.config.cache_dir) if self.config.cache_dir else None,
+            compile_mode=compile_mode,
         )
 
     def _tuned(self, model: str, dtype: torch.dtype | None = None) -> DiffusionLearner:
         folder = self.folder / "finetune" / model
         adapters = folder / PIPELINE_LAYOUT.adapters
+        mode = self.config.compile_mode if dtype is None else None
         dtype = dtype or chosen_dtype(self.config.dtype, self.device)
         if adapters.exists():
-            return self._load(dtype=dtype, lora=adapters)
-        return self._load(dtype=dtype, path=str(folder / PIPELINE_LAYOUT.folder))
+            return self._load(dtype=dtype, lora=adapters, compile_mode=mode)
+        return self._load(dtype=dtype, path=str(folder / PIPELINE_LAYOUT.folder), compile_mode=mode)
 
     def announce(self, until: str) -> None:
         """Say how many network evaluations there are, and how long they take here."""
@@ -188,15 +227,33 @@ class DiffusionStudy(Story):
             )
 
 
+HALVES: Mapping[str, Callable[[StudyConfig], Story]] = {LLM: LanguageStudy, DIFFUSION: DiffusionStudy}
+
+
 def run_study(config: StudyConfig, until: str = "report") -> Path | None:
     """Run a study's halves up to a stage, the language model's first; returns the report's path when that is the last
     stage, to the main process."""
-    outcome = None
-    if LLM in config.learners:
-        outcome = LanguageStudy(config).run(until)
-    if DIFFUSION in config.learners:
-        outcome = DiffusionStudy(config).run(until)
+    kinds = [kind for learner, kind in HALVES.items() if learner in config.learners]
+    if config.executor == RAY and "finetune" in stages_until(until):
+        with ray_joined(config.ray):
+            outcome = _run_at_once([kind(config) for kind in kinds], config, until)
+    else:
+        for kind in kinds:
+            outcome = kind(config).run(until)
     return outcome if until == "report" else None
+
+
+def _run_at_once(halves: Sequence[Story], config: StudyConfig, until: str) -> Any:
+    """The same with the fine-tuning runs of both learners in one heap, so that none waits for the other learner's."""
+    for half in halves:
+        half.run("bucket")
+    with ExitStack() as stack:
+        for half in halves:
+            stack.enter_context(half.timed("finetune"))
+        on_ray([p for half in halves for p in half.pieces("finetune", [r.name for r in half.runs()])], config.ray)
+    for half in halves:
+        outcome = half.run(until)
+    return outcome
 
 
 def _minutes(seconds: float) -> str:

@@ -61,9 +61,10 @@ class PatchLearner(Learner):
     ) -> list[np.ndarray]:
         raise NotImplementedError
 
-    def loss(
-        self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
-    ) -> torch.Tensor:
+    def batch(self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE) -> Any:
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> torch.Tensor:
         raise NotImplementedError
 
     def generate(

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffusion_sft"
 FLOORS = {
     0: ("errors",),
-    1: ("records", "files", "parsing", "settings", "aliases", "processes", "numerics"),
+    1: ("records", "files", "parsing", "settings", "aliases", "processes", "tensor_files", "numerics"),
     2: (
         "learner",
         "layouts",
@@ -25,7 +25,7 @@ FLOORS = {
         "systems",
     ),
     3: ("learners", "probe", "finetune", "evaluate", "pretrain", "report", "dynamics", "solve", "compare"),
-    4: ("plan", "solving", "generating", "story", "language_study", "study", "serve"),
+    4: ("plan", "solving", "generating", "executing", "story", "language_study", "planning", "study", "serve"),
     5: ("commands", "cli"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -34,9 +34,11 @@ TOGETHER = {
     "answers": {"learner"},
     "machine": {"learner"},
     "systems": {"learner"},
-    "story": {"plan"},
+    "executing": {"plan"},
+    "story": {"plan", "executing"},
+    "planning": {"plan", "story"},
     "language_study": {"plan", "solving", "generating", "story"},
-    "study": {"plan", "solving", "generating", "story", "language_study"},
+    "study": {"plan", "solving", "generating", "executing", "story", "language_study", "planning"},
     "cli": {"commands"},
 }
 """Rooms that may use a room of their own floor."""

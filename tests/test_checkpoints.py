@@ -37,7 +37,7 @@ from diffusion_sft.finetune.evaluations import make_exam
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import MixConfig, compose
 from diffusion_sft.finetune.optimizers import make_optimizer
-from diffusion_sft.learner import Learner, Objective
+from diffusion_sft.learner import Learner
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.numerics.noise import normal
 from diffusion_sft.records import ConceptSet
@@ -90,11 +90,11 @@ def go(
     plain, begun = learner.loss, chosen_update(folder, config.resume_from_checkpoint)
     calls = [begun * config.gradient_accumulation_steps]
 
-    def watched(items: list, *, seed: int, objective: Objective) -> torch.Tensor:
+    def watched(batch: Any) -> torch.Tensor:
         calls[0] += 1
         update = -(-calls[0] // config.gradient_accumulation_steps)
         (at or {}).get(update, lambda: None)()
-        return plain(items, seed=seed, objective=objective)
+        return plain(batch)
 
     learner.loss = watched  # type: ignore[method-assign]
     return finetune(learner, mix, exam, config, folder)
@@ -156,8 +156,8 @@ def test_twenty_updates_are_seven_a_kill_and_thirteen(way: str, start_diffusion:
     straight = start_diffusion(config, tmp_path / "straight")
     with pytest.raises(Killed):
         start_diffusion(config, tmp_path / "resumed", at={10: kill})
-    # Killed within update 10: metrics and evaluations are ahead of the checkpoint and must be taken back.
-    assert len((tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()) == 9
+    # Killed within update 10 (9 may not be read yet): metrics are ahead of the checkpoint and must be taken back.
+    assert 7 < len((tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()) <= 9
     assert checkpoint_updates(tmp_path / "resumed")[-1] == 7
     resumed = start_diffusion(config, tmp_path / "resumed")
     assert_identical(tmp_path / "straight", tmp_path / "resumed")
@@ -293,7 +293,8 @@ def test_one_may_go_back_to_a_checkpoint_or_begin_anew(tmp_path: Path, capsys: p
         start(replace(config, resume_from_checkpoint="checkpoint-4"), tmp_path / "run", at={6: kill})
     assert "checkpoint-6 is removed" in capsys.readouterr().out
     assert checkpoint_updates(tmp_path / "run") == [2, 4]
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 5
+    # Killed within update 6, when update 5 was made and not yet read.
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
     with pytest.raises(Killed):
         path = str(tmp_path / "run" / "checkpoint-2")
         start(replace(config, resume_from_checkpoint=path), tmp_path / "run", at={4: kill})
@@ -501,8 +502,9 @@ from diffusion_sft.processes import process_device
 learner = DiffusionLearner.load(sys.argv[2], device=process_device())
 concept_set = read_concept_set(ConceptsConfig(path=sys.argv[3])).concept_set
 if sys.argv[5] == "spoilt" and os.environ["RANK"] == "1":
-    plain = learner.loss
-    learner.loss = lambda items, **rest: plain(items, **rest) * (float("nan") if items[0].visit == 1 else 1.0)
+    plain, loss = learner.batch, learner.loss
+    learner.batch = lambda items, **rest: (items[0].visit, plain(items, **rest))
+    learner.loss = lambda batch: loss(batch[1]) * (float("nan") if batch[0] == 1 else 1.0)
 stop = (lambda: os.kill(os.getpid(), signal.SIGTERM)) if os.environ["RANK"] == "1" else (lambda: None)
 at = {int(sys.argv[6]): stop} if len(sys.argv) > 6 else None
 config = SPOILT if sys.argv[5] == "spoilt" else TOGETHER[sys.argv[5]][1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import webdataset
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from diffusion_sft.concepts import ConceptsConfig, ReadResult, read_concept_set
+from diffusion_sft.concepts import ConceptsConfig, ConceptSourceConfig, ReadResult, read_concept_set
+from diffusion_sft.concepts.shards import read_shards
 from diffusion_sft.concepts.store import Store
 from diffusion_sft.errors import UserError
 from diffusion_sft.records import HELDOUT, REFERENCE, TRAIN
@@ -207,6 +210,62 @@ def test_shards_as_webdataset_writes_and_reads_them(tmp_path: Path) -> None:
     assert list(ours.values()) == theirs
     one = read(tmp_path / "set-000.tar", tmp_path / "cache").concept_set
     assert len({e.id for e in one.examples}) == 3
+
+
+def large_shards(folder: Path, count: int, num_bytes: int) -> None:
+    """`count` samples of random bytes that start as a PNG does, in shards of 300."""
+    for start in range(0, count, 300):
+        members = []
+        for n in range(start, min(start + 300, count)):
+            content = b"\x89PNG" + np.random.default_rng(n).bytes(num_bytes)
+            members += [(f"{n:06d}.png", content), (f"{n:06d}.txt", f"a photo of dax {n % 10}".encode())]
+        shard(folder / f"{start:06d}.tar", members)
+
+
+def test_a_thousand_samples_are_read_one_at_a_time(tmp_path: Path) -> None:
+    large_shards(tmp_path / "set", 1000, num_bytes=40_000)
+    config = ConceptSourceConfig(path=str(tmp_path / "set"))
+    tracemalloc.start()
+    listing = read_shards(tmp_path / "set", config, Store(tmp_path / "cache"))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row.where for row in listing.rows[298:301]] == [
+        "000000.tar key 000298",
+        "000000.tar key 000299",
+        "000300.tar key 000300",
+    ]
+    assert len(listing.rows) == 1000
+    assert listing.problems == []
+    # 40 MB of images; rows and records are 2 KB each, and a sample is held once as read and once as written.
+    assert peak < 4 * 2**20
+    assert held < 3 * 2**20
+
+
+def test_an_interrupted_reading_of_shards_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large_shards(tmp_path / "set", 1000, num_bytes=100)
+    config, plain = ConceptSourceConfig(path=str(tmp_path / "set")), os.replace
+    written: list[str] = []
+
+    def counted(source: str, target: Path) -> None:
+        if len(written) == 400:
+            raise KeyboardInterrupt
+        plain(source, target)
+        written.append(target.name)
+
+    monkeypatch.setattr(os, "replace", counted)
+    with pytest.raises(KeyboardInterrupt):
+        read_shards(tmp_path / "set", config, Store(tmp_path / "cache"))
+    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == 400
+    monkeypatch.setattr(os, "replace", lambda source, target: (plain(source, target), written.append(target.name)))
+    listing = read_shards(tmp_path / "set", config, Store(tmp_path / "cache"))
+    assert len(written) == len(set(written)) == 1000
+    fresh = read_shards(tmp_path / "set", config, Store(tmp_path / "other"))
+    assert [(row.id, row.caption) for row in listing.rows] == [(row.id, row.caption) for row in fresh.rows]
+
+
+@pytest.mark.parametrize("path", ["https://example.org/set-000.tar", "set-{000..009}.tar", "shards/*.tar"])
+def test_addresses_and_patterns_of_shards_are_refused(path: str, tmp_path: Path) -> None:
+    assert error_of(path, tmp_path).startswith(f"{path}: a set is a local folder or .tar file, not an address")
 
 
 def test_cells_of_a_sample(tmp_path: Path) -> None:

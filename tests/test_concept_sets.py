@@ -242,6 +242,16 @@ def test_looks_find_copies_and_nothing_else() -> None:
     assert list(near_pairs(looks, [])) == list(near_pairs([], looks)) == []
 
 
+def test_looks_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(number, side=32) for number in (*range(20), 3, 17, 3)]
+    looks = [look_at(image) for image in images]
+    expected = list(near_pairs(looks, looks))
+    assert len(expected) == 23 + 2 * (3 + 1)
+    monkeypatch.setattr("diffusion_sft.concepts.looks._BLOCK", 7)
+    monkeypatch.setattr("diffusion_sft.concepts.looks._BLOCK_RIGHT", 5)
+    assert list(near_pairs(looks, looks)) == expected == sorted(expected)
+
+
 def test_looks_tell_flat_pictures_by_colour() -> None:
     """Flat pictures have no structure to hash, and two of one colour are the same picture."""
     looks = [

@@ -127,8 +127,10 @@ def test_training_is_told_the_true_frame_and_scores_the_square(bases: dict[str, 
     learner = DiffusionLearner.load(bases["sdxl"])
     seen: list[torch.Tensor] = []
     learner.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[3]))
-    learner.loss([TrainingItem(example=example, caption="a wug", visit=0)], seed=0)
-    learner.loss([TrainingItem(example=example, caption="a wug", visit=0, size=(24, 16), flipped=True)], seed=0)
+    learner.loss(learner.batch([TrainingItem(example=example, caption="a wug", visit=0)], seed=0))
+    learner.loss(
+        learner.batch([TrainingItem(example=example, caption="a wug", visit=0, size=(24, 16), flipped=True)], seed=0)
+    )
     learner.surprise([Query(example=example, cues=())], Draws(seed=0, count=2), batch_size=1)
     # 32x20 covers 16x16 as 25x16, of which four rows and a half go at the top; it covers 24x16 likewise.
     assert seen[0].tolist() == [[32, 20, 4, 0, 16, 16]]
@@ -196,7 +198,7 @@ def test_trained_text_encoders_are_never_remembered(
     learner.pipeline.unet.requires_grad_(False)
     learner.network.train()
     optimizer = torch.optim.SGD([p for p in learner.network.parameters() if p.requires_grad], lr=0.1)
-    learner.loss([item], seed=0).sum().backward()
+    learner.loss(learner.batch([item], seed=0)).sum().backward()
     for encoder in encoders:
         gradients = [p.grad for p in encoder.parameters() if p.requires_grad]
         # All of them, also of a layer that nobody reads: DistributedDataParallel waits for each.

@@ -87,7 +87,7 @@ def test_a_reading_is_what_a_hand_computation_gives(learner: DiffusionLearner, e
     (reading,) = learner.surprise([query], Draws(seed=9, count=2), batch_size=2)
     pixels = torch.from_numpy(np.array(Image.open(examples[2].path))).permute(2, 0, 1)[None] / 127.5 - 1
     seed = identity_seed(9, examples[2].id, "", "noise", 0)
-    noise = torch.randn(learner.targets([examples[2]])[0].shape, generator=torch.Generator().manual_seed(seed))
+    noise = normal(learner.targets([examples[2]])[0].shape, seed)
     timestep = int(np.abs(learner.schedule.log_snr - reading.log_snr[0, 0]).argmin())
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -140,18 +140,20 @@ def test_prediction_types_agree_for_a_known_network(
     assert reading.squared_error == pytest.approx(np.full((2, 8), 0.01 * clean.numel()), rel=2e-2)
     learner.network = _Perfect(learner.schedule, clean, offset=0.0)
     item = TrainingItem(example=examples[0], caption="a wug", visit=0)
-    assert float(learner.loss([item], seed=0).detach()) == pytest.approx(0, abs=1e-6)
+    assert float(learner.loss(learner.batch([item], seed=0)).detach()) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_loss_is_a_hand_computation_and_knows_no_order(
     learner: DiffusionLearner, examples: list[Example]
 ) -> None:
     items = [TrainingItem(example=e, caption=e.caption, visit=3) for e in examples[:3]]
-    losses = learner.loss(items, seed=1)
-    torch.testing.assert_close(losses, learner.loss(items[::-1], seed=1).flip(0))
+    losses = learner.loss(learner.batch(items, seed=1))
+    torch.testing.assert_close(losses, learner.loss(learner.batch(items[::-1], seed=1)).flip(0))
     assert losses.requires_grad
     losses = losses.detach()
-    later = learner.loss([TrainingItem(example=examples[0], caption=examples[0].caption, visit=4)], seed=1)
+    later = learner.loss(
+        learner.batch([TrainingItem(example=examples[0], caption=examples[0].caption, visit=4)], seed=1)
+    )
     assert float(later.detach()) != float(losses[0])
     seed = identity_seed(1, "loss", 3, examples[1].id)
     timestep = torch.tensor([identity_seed(seed, "timestep") % 1000])
@@ -186,7 +188,9 @@ def test_a_wrapped_network_does_all_of_it(
     assert (ours.squared_error == theirs.squared_error).all()
     assert wrapped.network.training
     assert not learner.network.training
-    assert float(wrapped.loss([item], seed=0).detach()) == float(learner.loss([item], seed=0).detach())
+    assert float(wrapped.loss(wrapped.batch([item], seed=0)).detach()) == float(
+        learner.loss(learner.batch([item], seed=0)).detach()
+    )
     assert len(wrapped.generate([Cue(prompt="a", seed=0)], **SAMPLING, batch_size=1)) == 1  # type: ignore[arg-type]
     wrapped.save(tmp_path)
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,7 +26,7 @@ from diffusion_sft.finetune.evaluations import Exam
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import MixConfig, compose
 from diffusion_sft.finetune.sampler import Sampler
-from diffusion_sft.learner import TrainingItem
+from diffusion_sft.learner import Query, TrainingItem
 from diffusion_sft.learners import cache as cache_module
 from diffusion_sft.learners.cache import (
     DamagedEntry,
@@ -33,7 +38,7 @@ from diffusion_sft.learners.cache import (
     verify_cache,
 )
 from diffusion_sft.learners.diffusion import DiffusionLearner
-from diffusion_sft.records import REGULARISATION, Example
+from diffusion_sft.records import REGULARISATION, Draws, Example
 
 
 def test_a_key_is_the_sha256_of_canonical_json() -> None:
@@ -216,15 +221,132 @@ def test_clearing_removes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
         clear_cache(tmp_path / "elsewhere")
 
 
-def test_memory_is_bounded_where_there_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "MEMORY_LIMIT", 100)
+def entry(number: int) -> tuple[str, dict[str, torch.Tensor]]:
+    return content_key("x", n=number), {"a": torch.full((10,), float(number))}
+
+
+def test_memory_is_bounded_and_what_was_asked_for_longest_ago_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache_module, "MEMORY_LIMIT", 3 * (40 + cache_module.TENSOR_OVERHEAD))
     on_disk, in_memory = TensorCache(tmp_path), TensorCache(None)
     for cache in (on_disk, in_memory):
-        for number in range(10):
-            cache.put(content_key("x", n=number), {"a": torch.full((10,), float(number))})
-        assert all(float(cache.get(content_key("x", n=number))["a"][0]) == number for number in range(10))
-    assert len(on_disk._memory) == 2
-    assert len(in_memory._memory) == 10
+        for number in range(3):
+            cache.put(*entry(number))
+        assert cache.get(entry(0)[0]) is not None  # asked for, so that 1 is the oldest now
+        assert not caplog.records
+        cache.put(*entry(3))
+        assert list(cache._memory) == [entry(number)[0] for number in (2, 0, 3)]
+        cache.put(*entry(2))
+        assert list(cache._memory) == [entry(number)[0] for number in (0, 3, 2)]
+        assert len(caplog.records) == (cache is in_memory)
+    assert float(on_disk.get(entry(1)[0])["a"][0]) == 1
+    assert in_memory.get(entry(1)[0]) is None
+    for number in range(4, 9):
+        in_memory.put(*entry(number))
+    assert len(in_memory._memory) == len(on_disk._memory) == 3
+    (told,) = caplog.records
+    assert "set cache_dir" in told.message
+
+
+def test_an_entry_larger_than_the_limit_is_kept_until_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MEMORY_LIMIT", 10)
+    cache = TensorCache(None)
+    for number in range(3):
+        cache.put(*entry(number))
+        assert float(cache.get(entry(number)[0])["a"][0]) == number
+    assert len(cache._memory) == 1
+
+
+def test_many_threads_may_use_one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MEMORY_LIMIT", 5 * (40 + cache_module.TENSOR_OVERHEAD))
+    cache = TensorCache(None)
+
+    def use(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(0, 12, 400).tolist():
+            key, tensors = entry(number)
+            found = cache.get(key)
+            assert float((found or cache.put(key, tensors))["a"][0]) == number
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
+    assert cache._held == sum(cache_module._bytes(kept) for kept in cache._memory.values())
+    assert len(cache._memory) == 5
+
+
+@pytest.mark.parametrize("limit", [0, 40_000])
+def test_what_is_encoded_again_is_the_same(
+    limit: int, tiny_pipeline: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concept_set = read_concept_set(ConceptsConfig(path=str(tiny_set))).concept_set
+    mix = compose(MixConfig(name="all"), None, concept_set, 0)
+    config = FinetuneConfig(train_batch_size=4, max_train_steps=6, report_to=None)
+    encoded, scores = {}, {}
+    for name in ("all", "few"):
+        if name == "few":
+            monkeypatch.setattr(cache_module, "MEMORY_LIMIT", limit)
+        learner = DiffusionLearner.load(tiny_pipeline)
+        encoded[name] = counted_encodings(learner)
+        queries = [Query(example=e, cues=(e.caption, "a red wug")) for e in concept_set.split("heldout")]
+        scores[name] = learner.surprise(queries * 2, Draws(seed=0, count=6), batch_size=7)
+        finetune(learner, mix, Exam(questions={}, categories={}), config, tmp_path / name)
+    assert len(encoded["few"]) > len(encoded["all"])
+    for one, other in zip(scores["all"], scores["few"], strict=True):
+        np.testing.assert_array_equal(one.squared_error, other.squared_error)
+    assert (tmp_path / "few" / "metrics.jsonl").read_bytes() == (tmp_path / "all" / "metrics.jsonl").read_bytes()
+
+
+def test_nothing_but_the_cache_holds_encodings(
+    tiny_pipeline: Path, tiny_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = read_concept_set(ConceptsConfig(path=str(tiny_set))).concept_set.split("heldout")
+    captions = [f"{first} {second}" for first in ("a", "the", "red") for second in ("wug", "dax", "fep")]
+    before = living()
+    learner = DiffusionLearner.load(tiny_pipeline)
+    learner.encode_captions(captions)
+    learner.targets(examples)
+    assert living() - before == {(24, 16): len(captions), (4, 8, 8): len(examples)}
+    monkeypatch.setattr(cache_module, "MEMORY_LIMIT", 3 * (4 * 256 + 32 + 3 * cache_module.TENSOR_OVERHEAD))
+    learner.encode_captions(["a red fep"])
+    learner.targets(examples)
+    assert living() - before == {(4, 8, 8): 3}
+
+
+def living() -> Counter[tuple[int, ...]]:
+    """How many tensors there are that are no weights, by shape, of embeddings and latents."""
+    gc.collect()
+    shapes = [tuple(found.shape) for found in gc.get_objects() if type(found) is torch.Tensor]
+    return Counter(shape for shape in shapes if shape in ((24, 16), (4, 8, 8)))
+
+
+def test_a_reading_holds_the_targets_of_one_batch(tiny_pipeline: Path, tiny_set: Path) -> None:
+    examples = read_concept_set(ConceptsConfig(path=str(tiny_set))).concept_set.split("heldout")
+    learner = DiffusionLearner.load(tiny_pipeline)
+    queries = [Query(example=example, cues=(example.caption,)) for example in examples]
+    plain, asked = learner.targets, []
+
+    def targets(some: Sequence[Example]) -> list[torch.Tensor]:
+        asked.append([example.id for example in some])
+        return plain(some)
+
+    learner.targets = targets
+    few = learner.surprise(queries, Draws(seed=0, count=6), batch_size=20)  # twelve rows for each query
+    assert asked[:3] == [[examples[0].id, examples[1].id], [examples[2].id, examples[3].id], [examples[4].id]]
+    assert [name for names in asked for name in names] == [example.id for example in examples]
+    asked.clear()
+    learner.surprise(queries, Draws(seed=0, count=6), batch_size=1000)
+    assert [len(ids) for ids in asked] == [len(examples)]
+    alone = learner.surprise(queries[1:2], Draws(seed=0, count=6), batch_size=20)
+    np.testing.assert_allclose(alone[0].squared_error, few[1].squared_error, rtol=1e-4)
+
+
+def counted_encodings(learner: DiffusionLearner) -> list[str]:
+    """A list that grows by one for each image and caption that the learner encodes from now on."""
+    calls: list[str] = []
+    for owner, name in ((learner._codec, "_encode"), (learner._text, "_encoded")):
+        plain = getattr(owner, name)
+        setattr(owner, name, lambda given, plain=plain, name=name: (calls.append(name), plain(given))[1])
+    return calls
 
 
 def test_a_filled_cache_spares_a_run_all_encoding(tiny_pipeline: Path, tiny_set: Path, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from diffusion_sft.finetune.estimate import (
     Pace,
     Plan,
     check_disk,
-    file_bytes,
     make_plan,
     optimizer_layout,
     plan_text,
@@ -40,6 +39,8 @@ from diffusion_sft.finetune.mixes import MixConfig, compose
 from diffusion_sft.finetune.optimizer_state import state_bytes
 from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.finetune.parts import trainable_parameters
+from diffusion_sft.finetune.sharding import ASKED
+from diffusion_sft.tensor_files import file_bytes
 
 NEEDS = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}
 
@@ -107,7 +108,9 @@ def test_the_size_of_a_safetensors_file_is_known_without_writing_it(tmp_path: Pa
 PLAN = Plan(
     num_parameters=1000,
     num_trained=100,
+    num_shards=1,
     weights=4000,
+    at_evaluations=0,
     gradients=400,
     optimizer=800,
     average=400,
@@ -130,6 +133,12 @@ def test_the_plan_says_what_is_computed_and_what_is_measured() -> None:
     assert "10.00 kB in all" in text
     on_cpu = plan_text(replace(PLAN, average_on_cpu=True), FinetuneConfig(use_ema=True, ema_device="cpu"))
     assert "average 400 B in the CPU's memory; 5.20 kB on the device" in on_cpu
+    divided = plan_text(replace(PLAN, num_shards=4, at_evaluations=4000), FinetuneConfig())
+    assert (
+        "divided over 4 processes; at evaluations the network is whole on each device, which takes up to 4.00 kB"
+        in divided
+    )
+    assert "divided" not in text
 
 
 @pytest.mark.parametrize(
@@ -169,7 +178,9 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_update(
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_dry_plan_is_the_plan_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dry_plan_is_the_plan_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner, concept_set = taught()
     mix = compose(MixConfig(name="m", num_concepts=2, unknown_share=0.5), TABLE, concept_set, 0)
     config = FinetuneConfig(max_train_steps=3, train_batch_size=2, report_to=None)
@@ -180,6 +191,9 @@ def test_a_dry_plan_is_the_plan_of_the_run(tmp_path: Path, capsys: pytest.Captur
     # With as many class images among them, an update sees half as many of the set's own.
     with_class = dry_plan(taught()[0], mix, replace(config, class_prompt="a photo of a blorp"), num_processes=2)
     assert "3 updates of 4 examples = 12 examples, 0.75 passes" in with_class
+    monkeypatch.setenv(ASKED, "true")
+    assert "divided over 2 processes" in dry_plan(taught()[0], mix, config, num_processes=2)
+    assert "divided" not in dry_plan(taught()[0], mix, config)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from patches import NAMES, SIDE, PatchLearner, make_set, pixel_extractor
-from PIL import Image
 from safetensors.numpy import load_file
 
 from diffusion_sft.errors import UserError
@@ -60,12 +59,10 @@ def evaluated(concept_set: ConceptSet, tmp_path_factory: pytest.TempPathFactory)
         model: generate_images(PatchLearner(shift), concept_set, NAMES, CONFIG, folder / model)
         for model, shift in (("base", 0.0), ("tuned", 40.0))
     }
-    heldout = {
-        name: [np.asarray(Image.open(e.path)) for e in concept_set.split("heldout") if e.concept == name]
-        for name in NAMES
-    }
     extractor = pixel_extractor()
-    instruments = Instruments(extractor=extractor, read_labels=nearest_concept_reader(extractor, heldout))
+    files = {name: [e.path for e in concept_set.split("heldout") if e.concept == name] for name in NAMES}
+    reader = nearest_concept_reader(FeatureCache(folder / "features", extractor, (SIDE, SIDE), 32), files)
+    instruments = Instruments(extractor=extractor, read_labels=reader)
     result = evaluate(generated, concept_set, bucket_table(NAMES), instruments, CONFIG, folder)
     return result.measures, folder
 

@@ -129,7 +129,7 @@ def test_the_standard_error_of_the_gain_is_honest(estimator: str) -> None:
     pairs = [[integrated_error(schedule, TARGETS[e.id], *moments(cue)) for cue in LAWS] for e in EXAMPLES]
     truth = -np.diff(pairs)[:, 0]
     gains, claimed = [], []
-    for seed in range(60):
+    for seed in range(200):
         readings = learner.surprise(QUERIES, Draws(seed=seed, count=32, estimator=estimator), batch_size=999)
         errors = np.array([reading.error_nats for reading in readings])
         gains.append((errors[:, 0] - errors[:, 1]).mean(axis=1))
@@ -184,7 +184,10 @@ def test_a_weighted_loss_is_the_plain_one_times_its_weight() -> None:
     """Min-SNR-γ of ε: min(SNR, γ)/SNR (Hang et al., 2023), at the timestep that the item draws."""
     learner = ExactLearner(LAWS, TARGETS, stable_diffusion())
     items = [TrainingItem(example=e, caption="wug", visit=visit) for e in EXAMPLES for visit in range(5)]
-    plain, weighted = learner.loss(items, seed=0), learner.loss(items, seed=0, objective=Objective(snr_gamma=5.0))
+    plain, weighted = (
+        learner.loss(learner.batch(items, seed=0)),
+        learner.loss(learner.batch(items, seed=0, objective=Objective(snr_gamma=5.0))),
+    )
     seeds = [identity_seed(0, "loss", item.visit, item.example.id) for item in items]
     levels = learner.schedule.alphas_cumprod[[identity_seed(seed, "timestep") % 1000 for seed in seeds]]
     snr = levels / (1 - levels)
@@ -209,7 +212,7 @@ def test_teaching_moves_the_mean_to_the_data() -> None:
     for update in range(150):
         items = [TrainingItem(example=e, caption="wug", visit=update) for e in EXAMPLES]
         optimiser.zero_grad()
-        learner.loss(items, seed=0).mean().backward()
+        learner.loss(learner.batch(items, seed=0)).mean().backward()
         optimiser.step()
     data_mean = np.mean(list(TARGETS.values()), axis=0)
     left = learner.network.means[1].detach().numpy() - data_mean

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -353,11 +355,22 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: Callable[[TrainingItem], bool], 
     """Losses of these items are no numbers."""
     plain = ExactLearner.loss
 
-    def spoilt(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
-        wrong = torch.tensor([bad(item) for item in items])
-        return torch.where(wrong, value, plain(self, items, seed=seed, objective=objective))
+    def spoilt(self: ExactLearner, batch: Any) -> torch.Tensor:
+        wrong = torch.tensor([bad(item) for item in batch.items])
+        return torch.where(wrong, value, plain(self, batch.inner))
 
-    monkeypatch.setattr(ExactLearner, "loss", spoilt)
+    with_items(monkeypatch, spoilt)
+
+
+def with_items(monkeypatch: pytest.MonkeyPatch, loss: Callable[[ExactLearner, Any], torch.Tensor]) -> None:
+    """Let the exact learner's loss be this one, which sees a batch's `items` and the plain loss's batch, `inner`."""
+    plain = ExactLearner.batch
+
+    def batch(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> Any:
+        return SimpleNamespace(items=items, inner=plain(self, items, seed=seed, objective=objective))
+
+    monkeypatch.setattr(ExactLearner, "batch", batch)
+    monkeypatch.setattr(ExactLearner, "loss", loss)
 
 
 UNKNOWN_MIX = MixConfig(name="m", num_concepts=2, unknown_share=1.0)
@@ -398,13 +411,13 @@ def test_an_update_whose_loss_is_not_finite_is_skipped_and_logged(
 def test_a_gradient_that_is_not_finite_is_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ExactLearner.loss
 
-    def steep(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
-        losses = plain(self, items, seed=seed, objective=objective)
-        if any(item.visit == 3 for item in items):
+    def steep(self: ExactLearner, batch: Any) -> torch.Tensor:
+        losses = plain(self, batch.inner)
+        if any(item.visit == 3 for item in batch.items):
             losses.register_hook(lambda gradient: gradient * math.inf)
         return losses
 
-    monkeypatch.setattr(ExactLearner, "loss", steep)
+    with_items(monkeypatch, steep)
     run_exact(replace(EXACT, max_train_steps=6, validation_steps=0), tmp_path / "run", UNKNOWN_MIX)
     lines = lines_of(tmp_path / "run")
     assert [line.get("skipped") for line in lines] == [None, None, None, "gradient", None, None]
@@ -447,7 +460,7 @@ def test_items_count_by_their_weight(tmp_path: Path) -> None:
     weights = torch.tensor([item.weight for item in items])
     assert sorted(weights.tolist()) == [0.25, 0.25, 1.0, 1.0]
     objective = Objective(snr_gamma=config.snr_gamma, noise_offset=config.noise_offset)
-    expected = (weights * learner.loss(items, seed=config.seed, objective=objective)).mean()
+    expected = (weights * learner.loss(learner.batch(items, seed=config.seed, objective=objective))).mean()
     finetune(learner, mix, Exam(questions={}, categories={}), config, tmp_path / "run")
     assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
@@ -534,9 +547,9 @@ def test_a_run_uses_the_arithmetic_it_is_told_to(tmp_path: Path, monkeypatch: py
     seen = []
     plain = ExactLearner.loss
 
-    def watched(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
+    def watched(self: ExactLearner, batch: Any) -> torch.Tensor:
         seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.allow_tf32))
-        return plain(self, items, seed=seed, objective=objective)
+        return plain(self, batch)
 
     monkeypatch.setattr(ExactLearner, "loss", watched)
     config = replace(EXACT, max_train_steps=1, validation_steps=0, deterministic=True, allow_tf32=True)
@@ -571,8 +584,8 @@ def test_weights_that_hardly_move_are_told_of(tmp_path: Path, caplog: pytest.Log
 def test_weights_without_a_gradient_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ExactLearner.loss
 
-    def flat(self: ExactLearner, items: list, *, seed: int, objective: Objective) -> torch.Tensor:
-        return 0.0 * plain(self, items, seed=seed, objective=objective)
+    def flat(self: ExactLearner, batch: Any) -> torch.Tensor:
+        return 0.0 * plain(self, batch)
 
     monkeypatch.setattr(ExactLearner, "loss", flat)
     with pytest.raises(RuntimeError, match="no gradient reaches the trained weights"):

@@ -33,7 +33,7 @@ from diffusion_sft.finetune.evaluations import COLUMNS, early_stop_update, make_
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
 from diffusion_sft.finetune.quotas import shared_out
-from diffusion_sft.learner import Learner, Objective, TrainingItem
+from diffusion_sft.learner import Learner, TrainingItem
 from diffusion_sft.learners.language import LanguageLearner
 from diffusion_sft.learners.prompts import ClosedBook, FewShot
 from diffusion_sft.plan import LanguageStudyConfig, StudyConfig
@@ -135,10 +135,10 @@ def teach(
     exam = make_exam(chosen, labels(concept_set), concept_set, config, AnswerConfig())
     plain, calls = learner.loss, [0]
 
-    def watched(items: list[TrainingItem], *, seed: int, objective: Objective) -> torch.Tensor:
+    def watched(batch: Any) -> torch.Tensor:
         calls[0] += 1
         (at or {}).get(calls[0], lambda: None)()
-        return plain(items, seed=seed, objective=objective)
+        return plain(batch)
 
     learner.loss = watched  # type: ignore[method-assign]
     return finetune(learner, chosen, exam, config, folder)
@@ -169,7 +169,7 @@ def test_the_loss_is_transformers_own_on_answer_and_end(architecture: str) -> No
     learner = tiny_learner(architecture)
     examples = concepts().split(TRAIN)
     items = [TrainingItem(example=e, caption=e.caption if n % 3 else "", visit=n) for n, e in enumerate(examples)]
-    losses = learner.loss(items, seed=0)
+    losses = learner.loss(learner.batch(items, seed=0))
     assert losses.shape == (len(items),)
     for item, loss in zip(items, losses, strict=True):
         fact = item.example.fact
@@ -187,7 +187,7 @@ def test_the_loss_is_transformers_own_on_answer_and_end(architecture: str) -> No
             expected = learner.model(ids, labels=answer).loss
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     # An item's loss is its own, whatever it is padded to.
-    alone = torch.cat([learner.loss([item], seed=1) for item in items])
+    alone = torch.cat([learner.loss(learner.batch([item], seed=1)) for item in items])
     torch.testing.assert_close(alone, losses, rtol=1e-5, atol=1e-6)
 
 
@@ -196,14 +196,16 @@ def test_the_first_answer_is_trained_on_and_any_is_right() -> None:
     several = question("capital", "Rome", ("Roma", "Urbs"), TRAIN)
     one = question("capital", "Rome", ("Roma",), TRAIN)
     both = [TrainingItem(example=e, caption=e.caption, visit=0) for e in (several, one)]
-    first, second = learner.loss(both, seed=0)
+    first, second = learner.loss(learner.batch(both, seed=0))
     assert first == second
 
 
 def test_gradients_reach_all_weights() -> None:
     learner = tiny_learner("llama")
     examples = concepts().split(TRAIN)
-    learner.loss([TrainingItem(example=e, caption=e.caption, visit=0) for e in examples], seed=0).mean().backward()
+    learner.loss(
+        learner.batch([TrainingItem(example=e, caption=e.caption, visit=0) for e in examples], seed=0)
+    ).mean().backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in learner.network.parameters())
 
 
@@ -389,8 +391,8 @@ def kill() -> None:
 def test_twenty_updates_are_seven_a_kill_and_thirteen(way: str, base: Path, tmp_path: Path) -> None:
     straight = teach(load(base), WAYS[way], tmp_path / "straight")
     with pytest.raises(Killed):
-        teach(load(base), WAYS[way], tmp_path / "resumed", at={19: kill})  # within update 10
-    assert len((tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()) == 9
+        teach(load(base), WAYS[way], tmp_path / "resumed", at={19: kill})  # within update 10, when 9 was not yet read
+    assert len((tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()) == 8
     assert (tmp_path / "resumed" / "checkpoint-7").is_dir()
     resumed = teach(load(base), WAYS[way], tmp_path / "resumed")
     assert straight | {"seconds": 0} == resumed | {"seconds": 0}
@@ -764,15 +766,17 @@ def test_both_halves_are_fine_tuned_with_the_same_settings() -> None:
 def test_both_halves_of_a_study_share_their_words() -> None:
     study, half = get_type_hints(StudyConfig), get_type_hints(LanguageStudyConfig)
     shared = set(study) & set(half)
-    assert shared == {"base", "revision", "dtype", "probe", "buckets", "mixes", "seeds", "finetune", "solve"}
+    assert shared == {
+        *("base", "revision", "dtype", "probe", "buckets", "mixes", "methods", "seeds", "finetune", "solve"),
+    }
     assert {name for name in shared if study[name] != half[name]} == {"probe", "finetune", "solve"}
     assert issubclass(half["finetune"], study["finetune"])
     defaults = StudyConfig(), LanguageStudyConfig()
-    for name in ("revision", "dtype", "buckets", "mixes", "seeds"):
+    for name in ("revision", "dtype", "buckets", "mixes", "methods", "seeds"):
         assert getattr(defaults[0], name) == getattr(defaults[1], name)
     pictures, words = get_type_hints(ProbeConfig), get_type_hints(LanguageProbeConfig)
     both = set(pictures) & set(words)
-    assert both == {"num_draws", "seed", "batch_size", "max_examples_per_concept", "answers", "samples"}
+    assert both == {"num_draws", "seed", "batch_size", "max_examples_per_concept", "answers", "samples", "adaptive"}
     assert {name for name in both if pictures[name] != words[name]} == {"samples"}
     assert {field.name for field in fields(SampleConfig)} & {
         field.name for field in fields(LanguageSampleConfig)

@@ -162,7 +162,9 @@ def test_images_cover_their_size_and_are_mirrored_after(
     (latents,) = latents_of(learner, make_item(tmp_path / "a.bmp", size=size, flipped=flipped))
     assert latents.shape == (4, height // 2, width // 2)
     assert torch.equal(latents, expected)
-    assert torch.isfinite(learner.loss([make_item(tmp_path / "a.bmp", size=size, flipped=flipped)], seed=0))
+    assert torch.isfinite(
+        learner.loss(learner.batch([make_item(tmp_path / "a.bmp", size=size, flipped=flipped)], seed=0))
+    )
 
 
 def test_sizes_that_the_vae_cannot_make_are_refused(bases: dict[str, Path], tmp_path: Path) -> None:

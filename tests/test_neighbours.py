@@ -122,6 +122,21 @@ def test_copies_are_found_and_fresh_draws_are_mostly_not() -> None:
         is_copy(fresh, train[:1])
 
 
+def test_copies_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(8)
+    train = generator.normal(size=(40, 3))
+    train[25] = train[3]  # two training rows of distance 0, in different blocks
+    features = np.concatenate([generator.normal(size=(60, 3)), train[[3, 25, 7]]])
+    among = squared_distances(train, train)
+    np.fill_diagonal(among, np.inf)
+    distances = squared_distances(features, train)
+    expected = distances.min(axis=1) <= among.min(axis=1)[distances.argmin(axis=1)]
+    assert 0 < expected.sum() < 63
+    np.testing.assert_array_equal(is_copy(features, train), expected)
+    monkeypatch.setattr("diffusion_sft.numerics.neighbours.BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(is_copy(features, train), expected)
+
+
 def test_squared_distances() -> None:
     generator = np.random.default_rng(7)
     first, second = generator.normal(size=(5, 3)) + 1e3, generator.normal(size=(4, 3)) + 1e3

@@ -94,6 +94,19 @@ def test_lora_trains_adapters_of_half_precision_parts_in_float32(parts: Parts) -
         trainable_parameters(parts, FinetuneConfig(method="lora"))
 
 
+def test_what_lies_frozen_under_adapters_is_halved_where_bf16_is_asked_for(parts: Parts) -> None:
+    config = FinetuneConfig(method="lora", mixed_precision="bf16", train_text_encoder=True)
+    parameters = trainable_parameters(parts, config)
+    assert in_float32_all_of_them(parameters)
+    own = {id(parameter) for parameter in parameters.values()}
+    frozen = {name: {p.dtype for p in part.parameters() if id(p) not in own} for name, part in parts.items()}
+    # Text encoders stay as they are: their embeddings are made once, outside autocast.
+    assert frozen == {"unet": {torch.bfloat16}, "text_encoder": {torch.float32}}
+    assert gradients(parts, parameters).keys() == parameters.keys()
+    whole = trainable_parameters({"unet": parts["unet"].float()}, FinetuneConfig(mixed_precision="bf16"))
+    assert in_float32_all_of_them(whole)
+
+
 def test_text_encoders_get_adapters_too_and_the_unet_starts_as_without(parts: Parts, tiny_pipeline: Path) -> None:
     alone = {"unet": UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")}
     config = {"method": "lora", "rank": 2, "seed": 3}

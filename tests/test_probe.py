@@ -21,7 +21,8 @@ from diffusion_sft.learner import Query, Reconstruction
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.numerics.quadrature import ESTIMATORS
-from diffusion_sft.plan import StudyConfig, network_evaluations
+from diffusion_sft.plan import StudyConfig
+from diffusion_sft.planning.counting import network_evaluations
 from diffusion_sft.probe import SAMPLE_COLUMNS, SCORE_COLUMNS, ProbeConfig, SampleConfig, picture_samples, probe
 from diffusion_sft.probe.config import ReconstructionConfig
 from diffusion_sft.probe.run import num_evaluations

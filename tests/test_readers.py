@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion_sft.evaluate import Extractor, nearest_concept_reader, readout_reader
+from diffusion_sft.evaluate import Extractor, LabelReader, nearest_concept_reader, readout_reader
 from diffusion_sft.evaluate.accuracy import accuracy, accuracy_change
+from diffusion_sft.evaluate.cache import FeatureCache
 from diffusion_sft.records import Concept
 from diffusion_sft.world.readout import Readout, ReadoutNetwork
 
@@ -34,8 +38,8 @@ def test_readout_reader_names_the_look_and_prefers_the_asked_one() -> None:
     heads = {"shape": ["circle", "square"], "colour": ["red", "blue"]}
 
     class Fixed(Readout):
-        def __init__(self, looks: list[tuple[str, str]]) -> None:
-            super().__init__(ReadoutNetwork(heads, num_features=8, width=8), heads)
+        def __init__(self, looks: list[tuple[str, str]], sha256: str = "0") -> None:
+            super().__init__(ReadoutNetwork(heads, num_features=8, width=8), heads, sha256=sha256)
             self.looks = looks
 
         def __call__(self, images: Any, batch_size: int = 256) -> Any:
@@ -56,9 +60,12 @@ def test_readout_reader_names_the_look_and_prefers_the_asked_one() -> None:
     read = readout_reader(Fixed(looks), concepts)
     asked = ["wug", "dax", "fep", "wug", "bare"]
     assert read([np.zeros((16, 16, 3), np.uint8)] * 5, asked) == ["wug", "dax", "wug", "fep", ""]
+    others = [readout_reader(Fixed(looks, "1"), concepts), readout_reader(Fixed(looks), concepts[1:])]
+    assert len({read.identity, *(other.identity for other in others)}) == 3
+    assert readout_reader(Fixed([]), concepts).identity == read.identity
 
 
-def test_nearest_concept_reader() -> None:
+def test_nearest_concept_reader(tmp_path: Path) -> None:
     extractor = Extractor(
         name="mean",
         resize="none",
@@ -69,8 +76,26 @@ def test_nearest_concept_reader() -> None:
     def flat(level: int) -> np.ndarray:
         return np.full((4, 4, 3), level, np.uint8)
 
-    read = nearest_concept_reader(extractor, {"dark": [flat(10), flat(30)], "light": [flat(200)], "none": []})
+    def file(level: int) -> Path:
+        path = tmp_path / f"{level}.png"
+        Image.fromarray(flat(level)).save(path)
+        return path
+
+    def reader(files: dict[str, list[Path]], changed: Extractor = extractor) -> LabelReader:
+        return nearest_concept_reader(FeatureCache(tmp_path / "features", changed, (4, 4), 2), files)
+
+    files = {"dark": [file(10), file(30)], "light": [file(200)], "none": []}
+    read = reader(files)
     assert read([flat(0), flat(180), flat(90)], ["light", "light", "dark"]) == ["dark", "light", "dark"]
     assert read([], []) == []
     with pytest.raises(ValueError, match="no concept has an image"):
-        nearest_concept_reader(extractor, {"none": []})
+        reader({"none": []})
+    # Known by all that decides what it reads, and by nothing else.
+    others = [
+        reader(files, replace(extractor, resize="other")),
+        reader(files | {"light": [file(201)]}),
+        reader({"darker": files["dark"], "light": files["light"]}),
+        reader({"dark": files["dark"][:1], "light": [*files["dark"][1:], *files["light"]]}),
+    ]
+    assert len({read.identity, *(other.identity for other in others)}) == 5
+    assert reader(dict(files)).identity == read.identity

@@ -24,7 +24,7 @@ from synthetic_run import MIXES, NAMES, synthetic_run
 
 from diffusion_sft.errors import UserError
 from diffusion_sft.files import read_json, read_table, write_json, write_table
-from diffusion_sft.records import CATEGORIES, ConceptSet
+from diffusion_sft.records import CATEGORIES, SHOWN_IMAGES, ConceptSet
 from diffusion_sft.report import grids, page
 from diffusion_sft.report.changes import Change, learning_change
 from diffusion_sft.report.figures import exposure_panel
@@ -144,7 +144,7 @@ def test_the_page_shows_every_part(whole: Page, study: tuple[Path, ConceptSet]) 
     marks = whole.text.count('class="mark"')
     dynamics = len(MIXES) + 2 + 2
     assert len(drawings) - marks == 4 + 3 * len(MIXES) + 3 * len(MIXES) + len(MIXES) + dynamics
-    assert len(whole.images) == 40 + 2 * grids.GRID_CONCEPTS * grids.GRID_SEEDS * (2 + len(MIXES))
+    assert len(whole.images) == 40 + 2 * grids.GRID_CONCEPTS * SHOWN_IMAGES * (2 + len(MIXES))
     for category, count in read_table(study[0] / "buckets/concepts.parquet")["category"].value_counts().items():
         assert f"{category} {count} concepts" in whole.prose
     for words in ("AUROC 0.980 [0.940, 1.000]", "Raw FIDs of two buckets must never be compared", "A made-up study"):

@@ -88,12 +88,12 @@ def test_losses_are_those_of_plain_diffusers(
     base = make_pipeline(tmp_path / "base", architecture, prediction_type=prediction_type)
     learner, items = DiffusionLearner.load(base), make_items(tmp_path)
     assert learner.schedule.prediction_type == prediction_type
-    losses = learner.loss(items, seed=SEED, objective=OBJECTIVES[objective])
+    losses = learner.loss(learner.batch(items, seed=SEED, objective=OBJECTIVES[objective]))
     with torch.no_grad():
         expected = plain_losses(learner.pipeline, items, OBJECTIVES[objective])
     np.testing.assert_allclose(losses.detach(), expected, rtol=2e-5, atol=1e-6)
     assert losses.requires_grad
-    backwards = learner.loss(items[::-1], seed=SEED, objective=OBJECTIVES[objective])
+    backwards = learner.loss(learner.batch(items[::-1], seed=SEED, objective=OBJECTIVES[objective]))
     torch.testing.assert_close(backwards.flip(0), losses)
 
 
@@ -108,7 +108,7 @@ def test_schedules_that_end_in_pure_noise_train(architecture: str, prediction_ty
     last = next(v for v in range(100000) if _timestep(v, item) == 999)
     for objective in OBJECTIVES.values():
         at_last = TrainingItem(example=item.example, caption="a wug", visit=last)
-        (loss,) = learner.loss([at_last], seed=SEED, objective=objective)
+        (loss,) = learner.loss(learner.batch([at_last], seed=SEED, objective=objective))
         assert torch.isfinite(loss)
         if objective.snr_gamma is not None:
             assert loss == 0

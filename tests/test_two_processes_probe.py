@@ -311,7 +311,9 @@ def test_two_processes_tell_a_study_once(tiny_pipeline: Path, tmp_path: Path) ->
         assert runs[name].stdout.count("report: ") == 1
     told = [len(run.stdout.splitlines()) for run in runs.values()]
     assert told[0] == told[1]
-    for table in ("probe/scores", "probe/answers", "buckets/concepts"):
+    tables = sorted(path.name for path in (tmp_path / "alone" / "solve").glob("*.parquet"))
+    assert {"systems.parquet", "classes.parquet"} <= set(tables)
+    for table in ("probe/scores", "probe/answers", "buckets/concepts", *(f"solve/{Path(n).stem}" for n in tables)):
         tables = [pd.read_parquet(tmp_path / name / f"{table}.parquet") for name in runs]
         pd.testing.assert_frame_equal(*tables, check_exact=True)
     pictures = [[image.sha256 for image in read_generated(tmp_path / name / "evaluate" / "base")] for name in runs]

@@ -120,12 +120,12 @@ def measure(concepts: pd.Series, scores: pd.DataFrame, num_bootstrap: int, seed:
         concepts: names, each with at least one row in the scores.
         scores: as `check_scores` returns them.
     """
-    by_concept = dict(list(scores.groupby("concept", sort=False)))
+    by_concept = scores.groupby("concept", sort=False)
     kinds = list(dict.fromkeys((DENOISING, error_columns(scores))))
     rows: list[dict[str, float]] = []
     resampled: list[list[np.ndarray]] = []
     for name in concepts:
-        own = by_concept[name]
+        own = by_concept.get_group(name)
         rows.append({"num_examples": len(own)} | _means(own, kinds))
         resampled.append([_resample(own, kind, num_bootstrap, identity_seed(seed, "bucket", name)) for kind in kinds])
     drawn = np.array(resampled)  # (concepts, kinds, num_bootstrap, 2)

@@ -95,10 +95,10 @@ class Half:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """`dynamics/runs` without the runs on other answers (relabelled Unknown), whose fitted examples are something
-        else, and those on sets that were not bucketed."""
+        """`dynamics/runs` of the first method, without the runs on other answers (relabelled Unknown), whose fitted
+        examples are something else, and those on sets that were not bucketed."""
         columns = ("mix", "seed", "kind", "unknown_share", "early_stop_update", "last_update", "in_linear_model")
-        table = self.table("dynamics/runs", *columns)
+        table = of_first_method(self.table("dynamics/runs", *columns))
         table = table[table["in_linear_model"].astype(bool) & table["unknown_share"].notna()]
         if table.empty:
             raise Lacking("dynamics/runs.parquet: no run on a mix of categories")
@@ -118,9 +118,11 @@ class Half:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What the runs without answers or a summary lack."""
+        """What the runs without answers or a summary lack, and the methods of which none is compared."""
         try:
-            return self._answers[1]
+            first, *others = dict.fromkeys(self.table("dynamics/runs").get("method", ["full"]))
+            told = (f"runs of the method {', '.join(others)}: a study is compared by its first, {first}",)
+            return (told if others else ()) + self._answers[1]
         except Lacking:
             return ()
 
@@ -135,12 +137,13 @@ class Half:
         return parts, tuple(reasons)
 
     def run_name(self, mix: str, seed: int) -> str:
-        """The folder's name of a fine-tuning run: with the seed where a mix was run with several."""
+        """The folder's name of a fine-tuning run whose table does not say it: with the seed where a mix was run with
+        several."""
         named = f"{mix}-seed{seed}"
         return named if (self.folder / "finetune" / named).is_dir() else mix
 
     def _answered(self, run: Mapping[str, Any]) -> pd.DataFrame:
-        name = self.run_name(str(run["mix"]), int(run["seed"]))
+        name = str(run.get("run") or self.run_name(str(run["mix"]), int(run["seed"])))
         where = f"finetune/{name}/answers"
         asked = self.table(where, "update", "role", "category", "concept", "example_id", "correct")
         key = ["role", "example_id"]
@@ -167,6 +170,11 @@ class Half:
             return float(summary["examples_per_update"] / summary["num_examples"])
         except (KeyError, TypeError, ZeroDivisionError):
             raise Lacking(f"finetune/{name}/finetune.json: does not say how large an update is") from None
+
+
+def of_first_method(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a study's first method; all of a table without methods."""
+    return table[table["method"] == table["method"].iloc[0]] if "method" in table and len(table) else table
 
 
 def read_halves(folders: Sequence[str]) -> list[Half]:

@@ -14,7 +14,7 @@ import statsmodels.api as sm
 from ..errors import UserError
 from ..records import CATEGORIES, HELDOUT, OTHER_RELATIONS, TEST, TRAINED, UNTOUCHED
 from .estimates import FEWEST_RUNS, Draws, Estimate, over_runs, resampled
-from .half import Half, Lacking
+from .half import Half, Lacking, of_first_method
 from .metrics import MEASURES, PREDICTORS, ROLES
 from .rows import Row, missing_row, row_of
 
@@ -44,7 +44,8 @@ def model_rows(learner: str, halves: Iterable[Half], draws: Draws) -> list[Row]:
 def _points(halves: list[Half]) -> tuple[pd.DataFrame, list[str]]:
     parts = [pd.DataFrame(columns=["half", "run", *POINTS])]
     tables, reasons = _tables(halves, "dynamics/linear_model_points", *POINTS)
-    for half, own in tables:
+    for half, every in tables:
+        own = of_first_method(every)
         run = half.label + "/" + own["mix"].astype(str) + "/" + own["seed"].astype(str)
         parts.append(own[list(POINTS)].assign(half=half.label, run=run))
     return pd.concat(parts[1:] or parts, ignore_index=True), reasons

@@ -105,10 +105,10 @@ def drop_contradictions(rows: list[Row]) -> tuple[list[Row], list[Problem]]:
         given: defaultdict[str, Counter[object]] = defaultdict(Counter)
         for row in rows:
             given[row.concept][getattr(row, name)] += 1
+        usual = {concept: counts.most_common(1)[0][0] for concept, counts in given.items()}
         for row in rows:
-            usual = given[row.concept].most_common(1)[0][0]
-            if (value := getattr(row, name)) != usual:
-                reason = f"gives concept {row.concept!r} the {name} {value!r} where other rows say {usual!r}"
+            if (value := getattr(row, name)) != (said := usual[row.concept]):
+                reason = f"gives concept {row.concept!r} the {name} {value!r} where other rows say {said!r}"
                 problems[row.id] = _problem(row, reason)
     return [row for row in rows if row.id not in problems], list(problems.values())
 

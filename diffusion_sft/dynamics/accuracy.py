@@ -10,7 +10,7 @@ import pandas as pd
 from ..numerics.statistics import Interval, student_mean, wilson
 from .runs import CONVERGENCE, COUNTS, EARLY_STOP, FinishedRun
 
-GROUP = ["learner", "mix", "stopping", "role", "category"]
+GROUP = ["learner", "mix", "method", "stopping", "role", "category"]
 
 
 def accuracy_table(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
@@ -26,6 +26,7 @@ def accuracy_table(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
             labels = {
                 "learner": learner,
                 "mix": run.mix,
+                "method": run.method,
                 "seed": run.seed,
                 "stopping": stopping,
                 "unknown_share": run.unknown_share,
@@ -33,8 +34,8 @@ def accuracy_table(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
             }
             parts.append(pd.DataFrame(labels, index=here.index).join(here))
     table = pd.concat(parts, ignore_index=True)
-    first = ["learner", "mix", "seed", "stopping", "role", "category", "unknown_share", "num_concepts", "update"]
-    table = table[[*first, *COUNTS]]
+    first = ["learner", "mix", "method", "seed", "stopping", "role", "category", "unknown_share", "num_concepts"]
+    table = table[[*first, "update", *COUNTS]]
     table["accuracy"] = table.num_correct / table.num_examples
     table["accuracy_answered"] = table.num_correct / table.num_answered.where(table.num_answered > 0)
     table["answered_share"] = table.num_answered / table.num_examples
@@ -42,7 +43,7 @@ def accuracy_table(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 
 def accuracy_by_mix(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """`accuracy_table` over seeds: means of the shares, sums of the counts, intervals at 95 % (`over_seeds`).
+    """`accuracy_table` over a mix's and method's seeds: means of shares, sums of counts, 95 % intervals (`over_seeds`).
 
     On the rows of convergence stands the change of accuracy since the early stop, paired by seed, with Student's
     interval over seeds (NaN for one seed; unpaired seeds are left out).
@@ -80,13 +81,13 @@ def over_seeds(num_correct: np.ndarray, num_asked: np.ndarray) -> tuple[Interval
 
 def _changes(accuracy: pd.DataFrame) -> pd.DataFrame:
     columns = [*GROUP, "change", "change_low", "change_high"]
-    same = ["learner", "mix", "role", "category", "seed"]
+    same = ["learner", "mix", "method", "role", "category", "seed"]
     early, late = (
         accuracy[accuracy.stopping == stopping].set_index(same).accuracy for stopping in (EARLY_STOP, CONVERGENCE)
     )
     paired = (late - early).dropna().rename("change").reset_index()
     rows = []
-    for (learner, mix, role, category), here in paired.groupby(same[:-1], sort=False):
+    for (learner, mix, method, role, category), here in paired.groupby(same[:-1], sort=False):
         change = student_mean(here.change.to_numpy())
-        rows.append([learner, mix, CONVERGENCE, role, category, change.value, change.low, change.high])
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[5:], float))
+        rows.append([learner, mix, method, CONVERGENCE, role, category, change.value, change.low, change.high])
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[len(GROUP) :], float))

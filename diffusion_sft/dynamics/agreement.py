@@ -20,7 +20,7 @@ FLAT = 1e-9
 
 
 def agreement(linear_model: pd.DataFrame, reference: Reference) -> pd.DataFrame:
-    """One row per role with a published counterpart and coefficient; estimates and intervals in percentage points.
+    """One row per method, role with a published counterpart and coefficient; estimates and intervals in percentage points.
 
     sign_agrees is missing where nothing could be estimated, and where the accuracy never changed; excludes_zero where
     there is no interval; the interval is the one that is robust to dependence within runs.
@@ -39,6 +39,7 @@ def agreement(linear_model: pd.DataFrame, reference: Reference) -> pd.DataFrame:
         rows.append(
             {
                 "learner": row.learner,
+                "method": row.method,
                 "role": row.role,
                 "published_as": COUNTERPART[row.role],
                 "term": row.term,

@@ -14,6 +14,7 @@ from .runs import CONVERGENCE, EARLY_STOP, FULL, FinishedRun
 SPEED_COLUMNS = [
     "learner",
     "mix",
+    "method",
     "seed",
     "category",
     "num_examples",
@@ -26,6 +27,7 @@ SPEED_COLUMNS = [
 CURVE_COLUMNS = [
     "learner",
     "mix",
+    "method",
     "category",
     "update",
     "fitted_share",
@@ -62,25 +64,26 @@ def fit_speed(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
             shares = [_share_at(here, run.stops.get(stopping)) for stopping in (EARLY_STOP, CONVERGENCE)]
             source = "shares" if trained is None else "answers"
             passes = median * run.passes_per_update
-            rows.append([learner, run.mix, run.seed, category, size, median, passes, *shares, source])
+            rows.append([learner, run.mix, run.method, run.seed, category, size, median, passes, *shares, source])
     return pd.DataFrame(rows, columns=SPEED_COLUMNS)
 
 
 def fit_curves(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The fitted share per mix, category (and Full) and update: mean over seeds and its interval (`over_seeds`).
+    """The fitted share per mix, method, category (and Full) and update: mean over seeds and its interval (`over_seeds`).
 
     Seeds that had ended by an update are not in its row; `num_seeds` says how many are.
     """
-    parts = [run.counts[run.counts.role == TRAINED].assign(mix=run.mix) for run in runs]
+    parts = [run.counts[run.counts.role == TRAINED].assign(mix=run.mix, method=run.method) for run in runs]
     table = pd.concat(parts, ignore_index=True)
     order = {category: place for place, category in enumerate((FULL, *CATEGORIES))}
     rows = []
-    for mix, of_mix in table.groupby("mix", sort=False):
+    for (mix, method), of_mix in table.groupby(["mix", "method"], sort=False):
         place = of_mix.category.map(order)
         for (_, update), here in of_mix.groupby([place, "update"]):
             share, kind = over_seeds(here.num_correct.to_numpy(), here.num_examples.to_numpy())
             category = here.category.iloc[0]
-            rows.append([learner, mix, category, update, share.value, share.low, share.high, kind, len(here)])
+            numbers = (share.value, share.low, share.high, kind, len(here))
+            rows.append([learner, mix, method, category, update, *numbers])
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 

@@ -1,4 +1,5 @@
-"""The dynamics model over all evaluation points of all runs, with intervals that know which points are one run's."""
+"""The dynamics model over all evaluation points of all runs of a method, with intervals that know which points are one
+run's."""
 
 from __future__ import annotations
 
@@ -10,16 +11,8 @@ from ..numerics.linear_model import Coefficient, Dynamics, fit_dynamics
 from ..records import TRAINED, UNKNOWN
 from .runs import ALL, FULL, ROLES, FinishedRun
 
-POINT_COLUMNS = [
-    "learner",
-    "mix",
-    "seed",
-    "role",
-    "update",
-    "fitted_known_share",
-    "fitted_unknown_share",
-    "accuracy",
-]
+MEASURED = ["fitted_known_share", "fitted_unknown_share", "accuracy"]
+POINT_COLUMNS = ["learner", "mix", "method", "seed", "role", "update", *MEASURED]
 TERMS = {
     "b0": "intercept",
     "b_known": "known",
@@ -31,6 +24,7 @@ TERMS = {
 b0 + b_unknown."""
 MODEL_COLUMNS = [
     "learner",
+    "method",
     "role",
     "term",
     "estimate",
@@ -56,24 +50,28 @@ def model_points(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 
 def linear_model(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per learner, role and term (TERMS), as shares in 0..1.
+    """One row per learner, method, role and term (TERMS), as shares in 0..1; runs of different methods are never pooled.
 
     low and high are robust to any dependence within a run (mix and seed), ols_low and ols_high take all points for
     independent; both at 95 %. Of heldout, whose questions are about the trained concepts themselves, the accuracy
     also follows what the mix consists of.
     """
     rows = []
-    for (learner, role), here in points.groupby(["learner", "role"], sort=False):
-        known, unknown, accuracy = (here[name].to_numpy(float) for name in POINT_COLUMNS[5:])
+    for (learner, method, role), here in points.groupby(["learner", "method", "role"], sort=False):
+        known, unknown, accuracy = (here[name].to_numpy(float) for name in MEASURED)
         runs = (here.mix + "\x1f" + here.seed.astype(str)).to_numpy(str)
         robust, plain = fit_dynamics(known, unknown, accuracy, runs=runs), fit_dynamics(known, unknown, accuracy)
         for term, name in TERMS.items():
             ours, ols = _coefficient(robust, name), _coefficient(plain, name)
             interval = [ours.estimate, ours.low, ours.high, ols.low, ols.high]
-            rows.append([learner, role, term, *interval, robust.r_squared, robust.num_points, robust.num_runs])
+            rows.append(
+                [learner, method, role, term, *interval, robust.r_squared, robust.num_points, robust.num_runs]
+            )
     table = pd.DataFrame(rows, columns=MODEL_COLUMNS)
-    order = table.role.map({role: place for place, role in enumerate(ROLES)})
-    return table.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
+    methods = {method: place for place, method in enumerate(dict.fromkeys(table.method))}
+    roles = {role: place for place, role in enumerate(ROLES)}
+    order = pd.DataFrame({"method": table.method.map(methods), "role": table.role.map(roles)})
+    return table.loc[order.sort_values(["method", "role"], kind="stable").index].reset_index(drop=True)
 
 
 def _points(run: FinishedRun) -> pd.DataFrame:
@@ -87,7 +85,7 @@ def _points(run: FinishedRun) -> pd.DataFrame:
         {"fitted_known_share": (fitted[FULL] - unknown) / size, "fitted_unknown_share": unknown / size}
     )
     accuracy = asked.num_correct / asked.num_examples
-    points = asked[["role", "update"]].assign(mix=run.mix, seed=run.seed, accuracy=accuracy)
+    points = asked[["role", "update"]].assign(mix=run.mix, method=run.method, seed=run.seed, accuracy=accuracy)
     return points.join(shares, on="update", how="inner")
 
 

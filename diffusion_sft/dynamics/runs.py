@@ -29,7 +29,7 @@ COUNTS = ("num_examples", "num_correct", "num_answered")
 
 @dataclass(frozen=True)
 class TunedRun:
-    """One fine-tuning run: which mix, which seed, and the folder that holds its files."""
+    """One fine-tuning run: which mix, which seed, which method, and the folder that holds its files."""
 
     mix: str
     seed: int
@@ -37,13 +37,18 @@ class TunedRun:
     in_linear_model: bool = True
     """Whether its evaluations enter the dynamics model. Not for runs on other answers (Unknown ones relabelled), where a
     fitted example is something else."""
+    method: str = "full"
+    """What was trained, as the tables call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """The files of one run, checked and counted."""
 
+    name: str
+    """The folder's."""
     mix: str
+    method: str
     seed: int
     counts: pd.DataFrame
     """update, role, category (the four and Full), num_examples, num_correct, num_answered."""
@@ -85,11 +90,11 @@ def read_runs(runs: Sequence[TunedRun]) -> tuple[FinishedRun, ...]:
     """
     if not runs:
         raise UserError("no fine-tuning runs to summarise; fine-tune on a mix first")
-    names = [(run.mix, run.seed) for run in runs]
+    names = [(run.mix, run.seed, run.method) for run in runs]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        mix, seed = sorted(twice)[0]
-        raise UserError(f"mix {mix}, seed {seed}: given twice; give each run once")
+        mix, seed, method = sorted(twice)[0]
+        raise UserError(f"mix {mix}, seed {seed}: given twice with the method {method}; give each run once")
     return tuple(_read(run) for run in runs)
 
 
@@ -106,7 +111,9 @@ def _read(run: TunedRun) -> FinishedRun:
     counts = count_by_category(read_table(path), path)
     answers = run.folder / "answers.parquet"
     return FinishedRun(
+        name=run.folder.name,
         mix=run.mix,
+        method=run.method,
         seed=run.seed,
         counts=counts,
         answers=read_table(answers) if answers.is_file() else None,

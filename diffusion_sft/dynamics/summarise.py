@@ -17,7 +17,8 @@ from .runs import CONVERGENCE, EARLY_STOP, FinishedRun, TunedRun, read_runs
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsResult:
-    """The tables of one learner; each field is a file of that name. Shares and accuracies are in 0..1."""
+    """The tables of one learner; each field is a file of that name, and every one says which method a row is about.
+    Shares and accuracies are in 0..1."""
 
     runs: pd.DataFrame
     """One row per run: what its mix consists of, and where it stopped."""
@@ -32,14 +33,19 @@ class DynamicsResult:
     linear_model_points: pd.DataFrame
     """What the linear model is fitted to."""
     linear_model: pd.DataFrame
-    """The dynamics model of each role."""
+    """The dynamics model of each method and role."""
+
+    def of_method(self, method: str) -> DynamicsResult:
+        """The rows of one method."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return DynamicsResult(**{name: table[table.method == method] for name, table in own.items()})
 
 
 def summarise_runs(runs: Sequence[TunedRun], learner: str, folder: Path) -> DynamicsResult:
     """Read what fine-tuning runs left and write the tables into `folder`, each as parquet and CSV.
 
     Args:
-        runs: each mix and seed once.
+        runs: each mix, method and seed once.
         learner: "diffusion" or "llm", as it stands in the tables.
         folder: of these tables alone.
 
@@ -66,7 +72,9 @@ def _runs_table(learner: str, runs: Sequence[FinishedRun]) -> pd.DataFrame:
     rows = [
         {
             "learner": learner,
+            "run": run.name,
             "mix": run.mix,
+            "method": run.method,
             "seed": run.seed,
             "kind": run.kind,
             "unknown_share": run.unknown_share,

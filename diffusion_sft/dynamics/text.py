@@ -24,12 +24,18 @@ def dynamics_text(result: DynamicsResult, reference: Reference) -> str:
     """All tables for a terminal, in percent with one decimal; intervals are at 95 %.
 
     What was not run or not asked is named as missing. Single categories and mixes are shown for the test questions,
-    and where there are none for untouched and heldout ones.
+    and where there are none for untouched and heldout ones. Of several methods each has all tables to itself.
     """
+    methods = dict.fromkeys(result.runs.method)
+    return "\n".join(_method_text(result.of_method(method), reference, len(methods) > 1) for method in methods)
+
+
+def _method_text(result: DynamicsResult, reference: Reference, named: bool) -> str:
     runs = result.runs
     seeds = ", ".join(str(seed) for seed in sorted(set(runs.seed)))
+    method = f", method {runs.method.iloc[0]}" if named else ""
     blocks = [
-        f"Fine-tuning of the {runs.learner.iloc[0]} learner: {len(runs)} runs, {runs.mix.nunique()} mixes, "
+        f"Fine-tuning of the {runs.learner.iloc[0]} learner{method}: {len(runs)} runs, {runs.mix.nunique()} mixes, "
         f"seeds {seeds}\nAccuracies in percent; [low, high] is the 95 % interval"
     ]
     asked = set(result.accuracy_by_mix.role)

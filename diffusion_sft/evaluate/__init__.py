@@ -1,10 +1,12 @@
 """Generate images per concept and measure them against real ones, bucket by bucket."""
 
 from .config import EvaluateConfig
-from .evaluation import Evaluation, Instruments, evaluate
+from .evaluation import Evaluation, evaluate
 from .features import Extractor, build_extractor
-from .generation import GeneratedImage, generate_images, read_generated
-from .readers import nearest_concept_reader, readout_reader
+from .generation import generate_images, read_generated
+from .looking import Instruments, Looking
+from .pictures import GeneratedImage
+from .readers import LabelReader, nearest_concept_reader, readout_reader
 from .table import distance_table
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "Extractor",
     "GeneratedImage",
     "Instruments",
+    "LabelReader",
+    "Looking",
     "build_extractor",
     "distance_table",
     "evaluate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,8 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..concepts.images import load_image
-from ..learner import ReadLabels
-from .generation import GeneratedImage
+from .pictures import GeneratedImage, check_unchanged
+from .readers import LabelReader
 from .rows import Row, missing
 
 NUM_BOOTSTRAP = 4000
@@ -20,17 +21,25 @@ ACCURACY_COLUMNS = ("model", "concept", "bucket", "category", "num_images", "num
 
 
 def read_accuracy(
-    model: str, images: Sequence[GeneratedImage], read_labels: ReadLabels, batch_size: int
+    model: str, images: Sequence[GeneratedImage], read_labels: LabelReader, batch_size: int
 ) -> pd.DataFrame:
-    """One row per concept: model, concept, num_images, num_correct, accuracy; concepts in the images' order."""
+    """One row per concept: model, concept, num_images, num_correct, accuracy; concepts in the images' order.
+
+    Files are read of those images alone that this reader did not read while they were made.
+    """
+    unread = [image for image in images if image.seen is None or image.reader != read_labels.identity]
+    read: dict[Path, str] = {}
+    for start in tqdm(range(0, len(unread), batch_size), desc=f"reading {model}", disable=None, leave=False):
+        chunk = unread[start : start + batch_size]
+        for image in chunk:
+            check_unchanged(image)
+        pictures = [np.asarray(load_image(image.path)) for image in chunk]
+        seen = read_labels(pictures, [image.concept for image in chunk])
+        read |= dict(zip([image.path for image in chunk], seen, strict=True))
     correct: dict[str, list[bool]] = {}
-    starts = range(0, len(images), batch_size)
-    for start in tqdm(starts, desc=f"reading {model}", disable=None, leave=False):
-        chunk = images[start : start + batch_size]
-        asked = [image.concept for image in chunk]
-        seen = read_labels([np.asarray(load_image(image.path)) for image in chunk], asked)
-        for concept, found in zip(asked, seen, strict=True):
-            correct.setdefault(concept, []).append(found == concept)
+    for image in images:
+        found = read.get(image.path, image.seen)
+        correct.setdefault(image.concept, []).append(found == image.concept)
     rows = [
         {
             "model": model,

@@ -1,8 +1,9 @@
 """One feature cache for all metrics: a row for each image content, kept for each extractor.
 
-A row is found by the SHA-256 of the image file's bytes, within a folder named after the extractor's name, resize and
-weights and the size that images are fitted to; so nothing stale or of another extractor can ever be read. Rows are
-saved in whole files as they are made, and an interrupted extraction goes on where it stopped.
+A row is found by the SHA-256 of the image file's bytes (of a generated image without a file, of its pixels), within a
+folder named after the extractor's name, resize and weights and the size that images are fitted to; so nothing stale or
+of another extractor can ever be read. Rows are saved in whole files as they are made, and an interrupted extraction
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..concepts.images import load_image
 from ..errors import UserError
 from ..files import file_hash, replaced, write_json
 from .features import Extractor
+from .pictures import GeneratedImage, check_unchanged
 
 ROWS_PER_FILE = 512
 
@@ -43,16 +45,17 @@ class FeatureCache:
         self.extractor = extractor
         self._image_size = image_size
         self._batch_size = batch_size
-        key = {
+        self.key = {
             "name": extractor.name,
             "resize": extractor.resize,
             "weights_sha256": extractor.weights_sha256,
             "image_size": list(image_size),
             "fit": "centre crop, Lanczos",
         }
-        self._folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        """All that decides a row but the image."""
+        self._folder = folder / hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         if not (self._folder / "key.json").exists():
-            write_json(self._folder / "key.json", key)
+            write_json(self._folder / "key.json", self.key)
         self._rows = self._read()
 
     def features(self, paths: Sequence[Path], description: str = "features") -> np.ndarray:
@@ -61,8 +64,32 @@ class FeatureCache:
         Raises:
             UserError: a file that is no image, named.
         """
-        hashes = [file_hash(path) for path in paths]
-        missing = {digest: path for digest, path in zip(hashes, paths, strict=True) if digest not in self._rows}
+        return self.features_at([file_hash(path) for path in paths], paths, description)
+
+    def generated_features(self, images: Sequence[GeneratedImage], description: str = "features") -> np.ndarray:
+        """The features of generated images, (num_images, d) float32; files are read of those alone that were not
+        looked at while they were made.
+
+        Raises:
+            UserError: an image that must be looked at and is not there, or has changed since it was made.
+        """
+        for image in images:
+            if image.sha256 not in self:
+                check_unchanged(image)
+        return self.features_at([image.sha256 for image in images], [image.path for image in images], description)
+
+    def add(self, hashes: Sequence[str], features: np.ndarray) -> None:
+        """Keep rows, (n, d) float32, that the extractor gave for images of the very size that images are fitted to."""
+        fresh = [place for place, digest in enumerate(hashes) if digest not in self]
+        if fresh:
+            self._save([hashes[place] for place in fresh], features[fresh])
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._rows
+
+    def features_at(self, hashes: Sequence[str], paths: Sequence[Path], description: str = "features") -> np.ndarray:
+        """The same of images whose hashes are known, each beside its file."""
+        missing = {digest: path for digest, path in zip(hashes, paths, strict=True) if digest not in self}
         with tqdm(total=len(missing), desc=description, unit="image", disable=None, leave=False) as bar:
             items = list(missing.items())
             for start in range(0, len(items), ROWS_PER_FILE):

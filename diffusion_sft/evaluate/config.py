@@ -16,6 +16,9 @@ class EvaluateConfig:
     num_inference_steps: int = 25
     guidance_scale: float = 2.0
     batch_size: int = 32
+    keep_images: bool = True
+    """false: of the generated images only those that the report shows are written; the others are looked at while they
+    are made, and made again when another extractor or reader is to look at them."""
 
     extractor: Literal["readout", "inception", "torchvision"] = "readout"
     """readout: the embedded world's classifier. inception: clean-fid's Inception behind clean-fid's resize, the FID

@@ -14,16 +14,17 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import replaced, write_json, write_table
-from ..learner import ReadLabels
 from ..records import CATEGORIES, ConceptSet, identity_seed
 from .accuracy import ACCURACY_COLUMNS, accuracy, accuracy_change, read_accuracy
 from .cache import FeatureCache
 from .comparison import CommonGround, Comparison
 from .config import EvaluateConfig
 from .features import Extractor
-from .generation import GeneratedImage
 from .ground import common_ground, pair_up, real_images
+from .looking import Instruments
 from .measures import Measured, measure, paired_changes
+from .pictures import GeneratedImage
+from .readers import LabelReader
 from .rows import Row
 
 BASE = "base"
@@ -34,14 +35,6 @@ MEASURE_COLUMNS = (
     *("model", "bucket", "metric", "value", "standard_error", "low", "high"),
     *("num_real", "num_generated", "extractor", "note"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruments:
-    """What looks at the images: an extractor for distances, and a reader for accuracy where there is one."""
-
-    extractor: Extractor
-    read_labels: ReadLabels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,21 +139,26 @@ def _extract(
     asked = [image.concept for image in images]
     real = real_images(concept_set, asked)
     concepts, reference, chosen = pair_up(real.reference_concepts, asked, config.seed)
-    with Image.open(images[0].path) as image:
-        width, height = image.size
-    cache = FeatureCache(folder / "features", extractor, (height, width), config.batch_size)
+    cache = FeatureCache(folder / "features", extractor, _size(images[0]), config.batch_size)
     return _Features(
         num_reference=len(real.reference),
         concepts=concepts,
         reference=cache.features([real.reference[place] for place in reference], "features of real images"),
         generated={
-            model: cache.features([made[place].path for place in chosen], f"features of {model}")
+            model: cache.generated_features([made[place] for place in chosen], f"features of {model}")
             for model, made in generated.items()
         },
         train=cache.features(real.train, "features of training images"),
         train_concepts=real.train_concepts,
         pool=cache.features(real.pool, "features of other real images"),
     )
+
+
+def _size(image: GeneratedImage) -> tuple[int, int]:
+    if image.size is not None:
+        return image.size
+    with Image.open(image.path) as opened:
+        return opened.height, opened.width
 
 
 def _measure_all(
@@ -194,7 +192,7 @@ def _measure_all(
 def _accuracies(
     generated: Mapping[str, Sequence[GeneratedImage]],
     table: pd.DataFrame,
-    read_labels: ReadLabels | None,
+    read_labels: LabelReader | None,
     config: EvaluateConfig,
 ) -> pd.DataFrame:
     if read_labels is None:

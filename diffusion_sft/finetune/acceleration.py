@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from ..errors import UserError
 from ..files import write_text
 from ..settings import settings_dict
 from .config import FinetuneConfig
+from .sharding import ASKED, check_sharding
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -37,15 +36,17 @@ def accelerated(device: torch.device, config: FinetuneConfig, folder: Path) -> I
     # The state is one per interpreter; a run before this one may have left another precision in it.
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=config.report_to,
-            project_dir=folder / "logs",
-        )
+        with _not_sharding():
+            accelerator = Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision=config.mixed_precision,
+                gradient_accumulation_steps=config.gradient_accumulation_steps,
+                log_with=config.report_to,
+                project_dir=folder / "logs",
+            )
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"mixed_precision={config.mixed_precision}, report_to={config.report_to}: {error}") from None
+    check_sharding(config, accelerator.mixed_precision)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(
@@ -88,19 +89,6 @@ def arithmetic(config: FinetuneConfig) -> Iterator[None]:
             os.environ.pop(WORKSPACE, None)
 
 
-@contextmanager
-def triggered_by_sigterm(accelerator: Accelerator) -> Iterator[None]:
-    """A polite request to stop (SIGTERM, as schedulers send before they kill) sets accelerate's trigger."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: accelerator.set_trigger())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def start_trackers(accelerator: Accelerator, config: FinetuneConfig, folder: Path) -> None:
     """Begin the tracker's record of this run, with all settings in it.
 
@@ -117,6 +105,17 @@ def start_trackers(accelerator: Accelerator, config: FinetuneConfig, folder: Pat
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         offline = " (WANDB_MODE=offline needs no account)" if config.report_to == "wandb" else ""
         raise UserError(f"report_to={config.report_to}: {reason}{offline}; or set report_to=null") from error
+
+
+@contextmanager
+def _not_sharding() -> Iterator[None]:
+    """accelerate does not see that sharding is asked for, which `sharding` does."""
+    asked = os.environ.pop(ASKED, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[ASKED] = asked
 
 
 def _wandb_options(accelerator: Accelerator, folder: Path) -> dict[str, str]:

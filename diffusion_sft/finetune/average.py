@@ -9,13 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .sharding import is_sharded, own_part, total
+
 
 class AveragedWeights:
     """avg_n = avg_{n-1} + share_n · (θ_u − avg_{n-1}) at every k-th update u, where n counts these.
 
     share_n = max(1/n, 1 − (1 − 1/horizon)^k): a plain mean first, then an exponential one that forgets with the same
     time constant in updates whatever k is. float32, beside the live weights or in the CPU's memory; the starting
-    weights have no share in it.
+    weights have no share in it. Of sharded weights each process averages its own part.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class AveragedWeights:
         self.count = 0
         """How many times the average has moved."""
         self.tensors = {
-            name: p.detach().to(device or p.device, torch.float32, copy=True) for name, p in self.parameters.items()
+            name: own_part(p).to(device or p.device, torch.float32, copy=True) for name, p in self.parameters.items()
         }
+        """Plain tensors, whole or parts as their weights are."""
 
     @property
     def decay(self) -> float:
@@ -50,7 +53,7 @@ class AveragedWeights:
         self.count += 1
         for name, parameter in self.parameters.items():
             average = self.tensors[name]
-            average.lerp_(parameter.detach().to(average.device), 1.0 - self.decay)
+            average.lerp_(own_part(parameter).to(average.device), 1.0 - self.decay)
 
     @torch.no_grad()
     def distance(self) -> float:
@@ -66,10 +69,11 @@ class AveragedWeights:
 
 @torch.no_grad()
 def relative_distance(parameters: Mapping[str, nn.Parameter], others: Mapping[str, torch.Tensor]) -> float:
-    """‖others − θ‖ / ‖θ‖ over all tensors, from float32 sums."""
-    gaps = [(others[name].to(p.device) - p).square().sum() for name, p in parameters.items()]
-    sizes = [p.square().sum() for p in parameters.values()]
-    return math.sqrt(torch.stack(gaps).sum().item() / max(torch.stack(sizes).sum().item(), 1e-30))
+    """‖others − θ‖ / ‖θ‖ over all tensors, from float32 sums; the others are plain, parts where θ is sharded."""
+    gaps = [(others[name].to(p.device) - own_part(p)).square().sum() for name, p in parameters.items()]
+    sizes = [own_part(p).square().sum() for p in parameters.values()]
+    gap, size = total(torch.stack([torch.stack(gaps).sum(), torch.stack(sizes).sum()]), parameters.values()).tolist()
+    return math.sqrt(gap / max(size, 1e-30))
 
 
 @contextmanager
@@ -77,7 +81,7 @@ def lent(parameters: Mapping[str, nn.Parameter], tensors: dict[str, torch.Tensor
     """Exchange weights and tensors inside the block, and exchange them back after it, whatever happens.
 
     Storage is exchanged where both are on one device. Where they are on two, one weight at a time is moved each way,
-    so that no second copy of the network is made.
+    so that no second copy of the network is made. Of a sharded weight, the part is exchanged.
     """
     exchanged = []
     try:
@@ -92,4 +96,11 @@ def lent(parameters: Mapping[str, nn.Parameter], tensors: dict[str, torch.Tensor
 
 def _exchange(name: str, parameter: nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
     inside, outside = parameter.device, tensors[name].device
+    if is_sharded([parameter]):
+        # The sharded one is known by its place in memory, which it must keep.
+        part = own_part(parameter)
+        held = part.clone()
+        part.copy_(tensors[name])
+        tensors[name] = held.to(outside)
+        return
     tensors[name], parameter.data = parameter.data.to(outside), tensors[name].to(inside)

@@ -29,6 +29,7 @@ from .parts import trainable_parameters
 from .prior import class_images
 from .run import Run
 from .sampler import Sampler
+from .sharding import shard, sharding_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,20 @@ def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator) -> Ru
     network, parts = learner.network, learner.parts()
     parameters = trainable_parameters(parts, config, learner.layout.default_targets)
     sampler = Sampler.of(mix, config, accelerator.num_processes, sizes)
-    plan = make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass)
+    num_shards = accelerator.num_processes if sharding_asked() else 1
+    plan = make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass, num_shards)
     if accelerator.is_main_process:
         check_disk(plan, folder)
         accelerator.print(plan_text(plan, config))
+    if num_shards > 1:
+        wrapped = accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)  # autocast alone
+        parameters = shard(parts, parameters, accelerator.mixed_precision)
+    else:
+        wrapped = accelerator.prepare_model(network)
+    if config.compile_mode is not None:
+        next(iter(parts.values())).compile(mode=config.compile_mode)
     optimizer = make_optimizer(parameters, config)
-    wrapped, prepared = accelerator.prepare(network, optimizer)
+    prepared = accelerator.prepare_optimizer(optimizer)
     start_trackers(accelerator, config, folder)
     wrapped.train()
     learner.network = wrapped
@@ -106,7 +115,9 @@ def dry_plan(learner: Learner, mix: Mix, config: FinetuneConfig, num_processes: 
     parts = learner.parts()
     parameters = trainable_parameters(parts, config, learner.layout.default_targets)
     sampler = Sampler.of(mix, config, num_processes, example_sizes(mix.examples, config, learner.resolution))
-    return plan_text(make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass), config)
+    num_shards = num_processes if sharding_asked(num_processes) else 1
+    plan = make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass, num_shards)
+    return plan_text(plan, config)
 
 
 def _check(task: Task, record: Mapping[str, Any]) -> None:

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import UserError
 from ..files import read_json, replaced_folder, write_json
+from ..processes import is_main
+from ..tensor_files import TYPES, Layout, file_order, write_tensor_file
 from .average import AveragedWeights
 from .optimizer_state import packed, restore
 from .parts import assert_float32
+from .sharding import own_part, sharded_as, whole
 
+T = TypeVar("T")
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = (
     "weights.safetensors",
     "average.safetensors",
@@ -65,6 +69,9 @@ def checkpoint_folder(run: Path, update: int) -> Path:
 def save_checkpoint(run: Path, update: int, trained: Trained, state: Mapping[str, Any]) -> None:
     """Write `checkpoint-<update>`: weights, average and optimiser state as safetensors, the rest as JSON.
 
+    The files hold whole tensors, so that they say nothing of processes. Where weights are sharded, every process must
+    come here and gives its parts; the main one writes.
+
     Raises:
         UserError: a folder of this name is there that this program did not write, or the disk is full.
     """
@@ -80,19 +87,24 @@ def save_checkpoint(run: Path, update: int, trained: Trained, state: Mapping[str
         "average_count": None if average is None else average.count,
         "optimizer": rest,
     }
+    files = {WEIGHTS: (trained.parameters, trained.parameters), OPTIMIZER: (tensors, tensors)}
+    if average is not None:
+        files[AVERAGE] = (average.tensors, trained.parameters)
+    if not is_main():
+        for content in files.values():
+            _write(None, *content)
+        return
     try:
         with replaced_folder(target) as folder:
-            _write(trained.parameters, folder / WEIGHTS)
-            _write(tensors, folder / OPTIMIZER)
-            if average is not None:
-                _write(average.tensors, folder / AVERAGE)
+            for name, content in files.items():
+                _write(folder / name, *content)
             write_json(folder / STATE, {**inside, **state})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{target}: cannot be written ({error}); free some space and run again to go on") from None
 
 
 def load_checkpoint(run: Path, update: int, trained: Trained) -> dict[str, Any]:
-    """Put weights, average, optimiser and loss scale back as they were after this update.
+    """Put weights, average, optimiser and loss scale back as they were after this update, each process its own parts.
 
     Returns:
         The content of `state.json`.
@@ -102,12 +114,18 @@ def load_checkpoint(run: Path, update: int, trained: Trained) -> dict[str, Any]:
     """
     folder = checkpoint_folder(run, update)
     state = checkpoint_state(run, update)
-    _copy_into(trained.parameters, folder / WEIGHTS)
+    _copy_into(trained.parameters, trained.parameters, folder / WEIGHTS)
     if trained.average is not None:
-        _copy_into(trained.average.tensors, folder / AVERAGE)
+        _copy_into(trained.average.tensors, trained.parameters, folder / AVERAGE)
         trained.average.count = state["average_count"]
+
+    def sharded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        weight = trained.parameters.get(name.split("/", 1)[1])
+        return tensor if weight is None else sharded_as(tensor, weight)
+
+    tensors = _tensors(folder / OPTIMIZER, sharded)
     try:
-        restore(trained.optimizer, trained.parameters, _tensors(folder / OPTIMIZER), state["optimizer"])
+        restore(trained.optimizer, trained.parameters, tensors, state["optimizer"])
     except (UserError, ValueError) as error:
         raise UserError(f"{folder / OPTIMIZER}: {error}; choose another output_dir") from None
     if trained.scaler is not None and state["scaler"] is not None:
@@ -129,8 +147,13 @@ def checkpoint_state(run: Path, update: int) -> dict[str, Any]:
 
 
 def evaluated_weights(run: Path, update: int, trained: Trained) -> dict[str, torch.Tensor]:
-    """The weights that a checkpoint was evaluated with (the average where there is one), in the CPU's memory."""
-    stored = _tensors(checkpoint_folder(run, update) / (WEIGHTS if trained.average is None else AVERAGE))
+    """The weights that a checkpoint was evaluated with (the average where there is one), in the CPU's memory; this
+    process's parts where weights are sharded."""
+
+    def part(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return own_part(sharded_as(tensor, trained.parameters[name])).cpu()
+
+    stored = _tensors(checkpoint_folder(run, update) / (WEIGHTS if trained.average is None else AVERAGE), part)
     return {name: stored[name] for name in trained.parameters}
 
 
@@ -235,30 +258,51 @@ def _inside(name: str, run: Path) -> bool:
 
 
 @torch.no_grad()
-def _copy_into(targets: Mapping[str, torch.Tensor], file: Path) -> None:
-    stored = _tensors(file)
-    if stored.keys() != targets.keys() or any(stored[name].shape != t.shape for name, t in targets.items()):
+def _copy_into(targets: Mapping[str, torch.Tensor], weights: Mapping[str, nn.Parameter], file: Path) -> None:
+    """Fill the targets, which are the weights or parts of them, one at a time."""
+    shapes = {name: tuple(weights[name].shape) for name in targets}
+    if _shapes(file) != shapes:
         raise UserError(f"{file}: holds the weights of another network; choose another folder")
-    for name, target in targets.items():
-        target.copy_(stored[name])
+
+    def fill(name: str, tensor: torch.Tensor) -> None:
+        own_part(targets[name]).copy_(own_part(sharded_as(tensor, weights[name])))
+
+    _tensors(file, fill)
 
 
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    with _opened(file) as stored:
+        return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+
+
+def _tensors(file: Path, made_of: Callable[[str, torch.Tensor], T]) -> dict[str, T]:
+    """What is made of each tensor of a file and its name; one tensor is read at a time."""
+    with _opened(file) as stored:
+        return {name: made_of(name, stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as stored:
+            yield stored
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{file}: cannot be read ({error}); remove {file.parent} to go on from an earlier one"
         ) from None
 
 
-def _write(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Write tensors; those that share memory with another one as copies, which the format demands."""
-    seen: set[int] = set()
-    stored: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        own = tensor.detach().clone() if place in seen else tensor.detach()
-        seen.add(place)
-        stored[name] = own.cpu().contiguous()
-    save_file(stored, file)
+def _write(file: Path | None, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> None:
+    """Write whole tensors one after the other; without a file, only give this process's parts of them.
+
+    Args:
+        tensors: as they are held.
+        like: what they are parts of, or they themselves.
+    """
+    layout: Layout = {name: (TYPES[t.dtype], tuple(like[name].shape)) for name, t in tensors.items()}
+    gathered = (whole(tensors[name], like[name]) for name in file_order(layout))
+    if file is not None:
+        write_tensor_file(file, layout, gathered)
+    else:
+        for _ in gathered:
+            pass

@@ -26,7 +26,8 @@ class FinetuneCommandConfig(FinetuneConfig):
     single_file_config: str | None = None
     """For a single .safetensors file as base: a pipeline folder with its configurations and tokenizer."""
     cache_dir: str | None = None
-    """Where encoded images and captions are kept from run to run, by content; null keeps them in memory alone."""
+    """Where encoded images and captions are kept from run to run, by content; null keeps them in memory
+    alone, up to 4 GiB; what does not fit is encoded again."""
     output_dir: str = "runs/finetune"
     concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
     concepts_table: str | None = None

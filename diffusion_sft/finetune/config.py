@@ -73,8 +73,12 @@ class FinetuneConfig:
     num_class_images: int = 100
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """None: what `accelerate launch` or its configuration says. Trained weights are float32 in every case."""
+    """None: what `accelerate launch` or its configuration says. Trained weights are float32 in every case. With
+    method=lora, bf16 given here also keeps the frozen weights in bfloat16."""
     gradient_checkpointing: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """Train through torch.compile in one of its modes: the first updates take minutes and the others less.
+    reduce-overhead records CUDA graphs, which pays for small batches. Evaluations are not compiled."""
     use_ema: bool = False
     """Evaluate and export a moving average of the weights."""
     ema_horizon: int = 100

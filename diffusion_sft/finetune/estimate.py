@@ -6,7 +6,6 @@ mean of a few updates of this very run.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import statistics
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..errors import UserError
+from ..tensor_files import Layout, file_bytes, tensor_bytes
 from .checkpoints import checkpoint_folder, checkpoint_updates
 from .config import FinetuneConfig
 
@@ -28,9 +28,6 @@ MIN_8BIT_SIZE, BLOCK = 4096, 256
 """bitsandbytes keeps the moments of smaller weights in float32; of others one scale for each block of this many."""
 LAST_TIMED = 6
 """Updates 2 to 6 of this process give the speed; the first also compiles, allocates and encodes."""
-Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Of a file: name -> (safetensors' name of the type, shape)."""
-SIZES = {"F32": 4, "U8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +36,12 @@ class Plan:
 
     num_parameters: int
     num_trained: int
+    num_shards: int
+    """Over so many processes the trained network is divided; 1: each process has a whole one."""
     weights: int
     """Of the denoiser and the text encoders, as they are in memory."""
+    at_evaluations: int
+    """So much more is held while a divided network is evaluated, which is whole then; at most."""
     gradients: int
     optimizer: int
     average: int
@@ -72,6 +73,7 @@ def make_plan(
     config: FinetuneConfig,
     examples_per_update: int,
     updates_per_pass: float,
+    num_shards: int = 1,
 ) -> Plan:
     """Compute the plan of a run; nothing is allocated.
 
@@ -80,19 +82,25 @@ def make_plan(
         parameters: what that returned.
         examples_per_update: over all processes and micro-batches.
         updates_per_pass: `Sampler.updates_per_pass`.
+        num_shards: over how many processes the first part is divided (`sharding`); memory is that of the largest share.
     """
     held = {id(t): t for part in parts.values() for t in (*part.parameters(), *part.buffers())}
     weights, trained = _bytes(held.values()), _bytes(parameters.values())
+    divided = {id(p): p for p in next(iter(parts.values())).parameters()} if num_shards > 1 else {}
+    saved = _bytes(divided.values()) - _bytes(_share(p, num_shards) for p in divided.values())
+    shares = {name: _share(p, num_shards) for name, p in parameters.items()}
     layout = optimizer_layout(parameters, config)
     shapes: Layout = {name: ("F32", tuple(p.shape)) for name, p in parameters.items()}
     checkpoint = file_bytes(shapes) * (2 if config.use_ema else 1) + file_bytes(layout)
     return Plan(
         num_parameters=sum(t.numel() for part in parts.values() for t in part.parameters()),
         num_trained=sum(p.numel() for p in parameters.values()),
-        weights=weights,
-        gradients=trained,
-        optimizer=_optimizer_bytes(layout),
-        average=trained if config.use_ema else 0,
+        num_shards=num_shards,
+        weights=weights - saved,
+        at_evaluations=_bytes(divided.values()),
+        gradients=_bytes(shares.values()),
+        optimizer=_optimizer_bytes(optimizer_layout(shares, config)),
+        average=_bytes(shares.values()) if config.use_ema else 0,
         average_on_cpu=config.ema_device == "cpu",
         checkpoint=checkpoint,
         num_checkpoints=_num_checkpoints(config),
@@ -109,6 +117,12 @@ def plan_text(plan: Plan, config: FinetuneConfig) -> str:
     average = ""
     if plan.average:
         average = f", average {size(plan.average)}" + (" in the CPU's memory" if plan.average_on_cpu else "")
+    divided = []
+    if plan.num_shards > 1:
+        divided = [
+            f"  memory, computed: divided over {plan.num_shards} processes; at evaluations the network is whole on each "
+            f"device, which takes up to {size(plan.at_evaluations)} more"
+        ]
     return "\n".join(
         [
             f"plan: {plan.updates} updates of {plan.examples_per_update} examples = "
@@ -116,6 +130,7 @@ def plan_text(plan: Plan, config: FinetuneConfig) -> str:
             f"  memory, computed: weights {size(plan.weights)} ({plan.num_parameters:,} parameters, "
             f"{plan.num_trained:,} trained), gradients {size(plan.gradients)}, {config.optimizer} "
             f"{size(plan.optimizer)}{average}; {size(plan.on_device)} on the device of each process",
+            *divided,
             "  memory, not computed: activations, an autoencoder; on a GPU the first update measures the peak",
             f"  disk, computed: a checkpoint {size(plan.checkpoint)}, at most {plan.num_checkpoints} at a time, exports "
             f"at least {size(plan.exports)}; {size(plan.disk)} in all",
@@ -147,18 +162,6 @@ def optimizer_layout(parameters: Mapping[str, nn.Parameter], config: FinetuneCon
         states = _STATES[config.optimizer](parameter)
         layout |= {f"{kind}/{name}": value for kind, value in states.items()}
     return layout
-
-
-def file_bytes(layout: Layout) -> int:
-    """The size of a safetensors file without metadata: 8 bytes, the header as JSON padded to 8, and the data."""
-    header: dict[str, object] = {}
-    end = 0
-    for name in sorted(layout, key=lambda name: (-SIZES[layout[name][0]], name)):
-        kind, shape = layout[name]
-        start, end = end, end + _tensor_bytes(kind, shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return 8 + -(-len(text) // 8) * 8 + end
 
 
 def size(count: int) -> str:
@@ -241,15 +244,20 @@ def _prodigy(parameter: nn.Parameter) -> Layout:
 _STATES = {"adamw": _adamw, "adamw8bit": _adamw8bit, "adafactor": _adafactor, "prodigy": _prodigy}
 
 
-def _tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
-    return SIZES[kind] * math.prod(shape)
+def _share(parameter: nn.Parameter, num_shards: int) -> nn.Parameter:
+    """What the first of the processes keeps of a divided weight: some of its rows; nothing is allocated."""
+    if num_shards == 1:
+        return parameter
+    rows, *others = parameter.shape
+    shape = (-(-rows // num_shards), *others)
+    return nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device="meta"), requires_grad=False)
 
 
 def _optimizer_bytes(layout: Layout) -> int:
     """In memory; all weights share the two tables of 8-bit values."""
     tables = {name.split("/", 1)[0]: value for name, value in layout.items() if name.startswith("qmap")}
     own = [value for name, value in layout.items() if not name.startswith("qmap")]
-    return sum(_tensor_bytes(*value) for value in (*own, *tables.values()))
+    return sum(tensor_bytes(*value) for value in (*own, *tables.values()))
 
 
 def _bytes(tensors: object) -> int:

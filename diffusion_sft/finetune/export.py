@@ -23,6 +23,7 @@ from .config import FinetuneConfig
 from .evaluations import early_stop_update
 from .hub import push
 from .run import Run
+from .sharding import is_sharded, whole_on_main
 from .summary import SUMMARY, run_environment
 
 
@@ -41,9 +42,10 @@ def finish(run: Run, update: int) -> dict[str, Any]:
     Raises:
         UserError: the push failed; everything else is written by then.
     """
+    if run.accelerator.is_main_process or is_sharded(run.trained.parameters.values()):
+        exports = _exports(run, update, early_stop_update(run.journal.evaluations))
     if run.accelerator.is_main_process:
-        summary = _summary(run, update)
-        summary["exports"] = _exports(run, update, summary["early_stop_update"])
+        summary = _summary(run, update) | {"exports": exports}
         write_text(
             run.folder / "README.md",
             model_card(run.mix, run.config, summary, run.journal.evaluations, run.learner.layout),
@@ -58,7 +60,7 @@ def finish(run: Run, update: int) -> dict[str, Any]:
 
 def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
     """Write the learner's present weights into `folder`; returns the model's folder or the adapters' file, under the
-    names of the learner's layout.
+    names of the learner's layout. Of a sharded learner, inside `whole_on_main`.
 
     Beside diffusers' adapters stand kohya's, or one checkpoint file named after the mix where `save_single_file` asks.
     """
@@ -97,17 +99,28 @@ def weight_metadata(run: Run, update: int) -> dict[str, str]:
 
 
 def _exports(run: Run, update: int, early: int | None) -> dict[str, str]:
-    """Paths of the exported weights in the run's folder: of the last update, and of the early stop where known."""
+    """Paths of the exported weights in the run's folder: of the last update, and of the early stop where known.
+
+    Where weights are sharded, every process comes here and gives its parts; the main one writes, and knows the paths.
+    """
     with run.exported_weights():
-        last = export_weights(run.learner, _export(run, update), run.folder)
+        last = _written(run, update, run.folder)
     exports = {"last": last.relative_to(run.folder).as_posix()}
     if early == update:
         return exports | {"early": exports["last"]}
     if early is not None:
         with lent(run.trained.parameters, evaluated_weights(run.folder, early, run.trained)):
-            best = export_weights(run.learner, _export(run, early), run.folder / "early")
+            best = _written(run, early, run.folder / "early")
         exports["early"] = best.relative_to(run.folder).as_posix()
     return exports
+
+
+def _written(run: Run, update: int, folder: Path) -> Path:
+    """The present weights on disk; the folder itself on processes that do not write."""
+    with whole_on_main(run.network):
+        if not run.accelerator.is_main_process:
+            return folder
+        return export_weights(run.learner, _export(run, update), folder)
 
 
 def _export(run: Run, update: int) -> Export:
@@ -124,7 +137,7 @@ def _summary(run: Run, update: int) -> dict[str, Any]:
         "updates": update,
         "converged_update": converged,
         "early_stop_update": early_stop_update(run.journal.evaluations),
-        "skipped_updates": run.nonfinite.total,
+        "skipped_updates": run.steps.nonfinite.total,
         "examples_per_update": run.sampler.batch_size,
         "num_examples": len(run.mix.examples),
         "concepts": {category: list(names) for category, names in run.mix.concepts.items()},

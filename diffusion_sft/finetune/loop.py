@@ -15,16 +15,18 @@ from tqdm.auto import tqdm
 
 from ..learner import Learner
 from ..records import identity_seed
-from .acceleration import accelerated, arithmetic, triggered_by_sigterm
+from .acceleration import accelerated, arithmetic
 from .begin import Task, begin
 from .checkpoints import chosen_update
 from .config import FinetuneConfig
 from .evaluations import Exam
 from .export import finish
+from .feeding import Feed
 from .hub import push
 from .mixes import Mix
 from .run import Run
 from .schedules import learning_rate
+from .stopping import stop_on_sigterm
 from .summary import finished_summary, run_record
 
 
@@ -36,7 +38,8 @@ def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, fol
     `finetune.json`.
 
     Args:
-        learner: the base, on the device to train on; it holds trained weights afterwards.
+        learner: the base, on the device to train on; it holds trained weights afterwards (its parts of them, where
+            they are sharded).
         mix: what is trained on (`mixes.compose`).
         exam: what is asked at evaluations (`evaluations.make_exam`).
         config: how.
@@ -62,39 +65,46 @@ def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, fol
         run = begin(task, record, accelerator)
         try:
             run.resume(update)
-            with triggered_by_sigterm(accelerator):
-                update = _train(run, update)
+            with stop_on_sigterm(run.request), run.feed() as feed:
+                update = _train(run, feed, update)
             return finish(run, update)
         finally:
             learner.network = accelerator.unwrap_model(run.wrapped, keep_fp32_wrapper=False).eval()
 
 
-def _train(run: Run, update: int) -> int:
+def _train(run: Run, feed: Feed, update: int) -> int:
     """The loop, from the state after `update` to the last update, whose number is returned."""
-    config, accelerator = run.config, run.accelerator
+    config, steps = run.config, run.steps
     bar = tqdm(total=config.max_train_steps, initial=update, desc=run.mix.name, unit="update", disable=run.quiet)
     if update == 0:
         run.evaluate(0)
     while not run.done(update):
         update += 1
         with run.pace.timed(update):
-            torch.manual_seed(identity_seed(config.seed, "dropout", update, accelerator.process_index))
-            run.set_learning_rate(learning_rate(update, config))
-            losses = []
-            for items, synchronised in run.draw(update):
-                with synchronised:
-                    loss = run.losses(items)
-                    accelerator.backward(loss.mean())
-                losses.append(loss.detach())
-            mean_loss = run.finish_update(update, run.gathered(losses))
+            make_update(run, feed, update)
         if run.evaluates_at(update):
+            steps.settle()
             run.evaluate(update)
-        stopped = accelerator.check_trigger()
+        stopped = steps.stopped
         if stopped or run.saves_at(update):
+            steps.settle()
             run.save(update)
         if stopped:
             raise SystemExit(128 + signal.SIGTERM)
         bar.update()
-        bar.set_postfix(loss="skipped" if mean_loss is None else f"{mean_loss:.4f}")
+        bar.set_postfix(loss="skipped" if steps.mean_loss is None else f"{steps.mean_loss:.4f}")
     bar.close()
     return update
+
+
+def make_update(run: Run, feed: Feed, update: int) -> None:
+    """One update: what it came to is known after `run.steps.settle()`, or when the next one is made."""
+    torch.manual_seed(identity_seed(run.config.seed, "dropout", update, run.accelerator.process_index))
+    run.set_learning_rate(learning_rate(update, run.config))
+    losses = []
+    for micro, synchronised in run.draw(feed, update):
+        with synchronised:
+            loss = run.losses(micro)
+            run.accelerator.backward(loss.mean())
+        losses.append(loss.detach())
+    run.steps.finish(update, losses)

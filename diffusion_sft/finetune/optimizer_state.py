@@ -72,6 +72,20 @@ def restore(
     ]
     state = {index: states[name] for index, name in enumerate(order) if name in states}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            _lay_out(optimizer.state.get(parameter, {}), parameter)
+
+
+def _lay_out(state: dict[str, Any], parameter: nn.Parameter) -> None:
+    """Give tensors the order in memory that their weight has (files know none): fused kernels do not look at it."""
+    for kind, value in state.items():
+        if (
+            isinstance(value, torch.Tensor)
+            and value.shape == parameter.shape
+            and value.stride() != parameter.stride()
+        ):
+            state[kind] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

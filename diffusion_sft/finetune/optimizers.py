@@ -39,8 +39,8 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: FinetuneConfi
         return _made(adafactor, groups, scale_parameter=False, relative_step=False, weight_decay=decay)
     common: dict[str, Any] = {"betas": betas, "weight_decay": decay, "eps": config.adam_epsilon}
     if config.optimizer == "adamw":
-        fused = all(parameter.is_cuda for parameter in parameters.values())
-        return _made(torch.optim.AdamW, groups, fused=fused or None, **common)
+        # The fused one leaves out a step on the device where its `found_inf` says so, so that nobody waits for it.
+        return _made(torch.optim.AdamW, groups, fused=True, **common)
     if config.optimizer == "adamw8bit":
         return _made(_package("adamw8bit", "bitsandbytes", "bitsandbytes").optim.AdamW8bit, groups, **common)
     # As diffusers' scripts set it up: without the correction the first steps are far too long.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,12 +17,10 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..files import write_text
-from ..learner import Learner, Objective, Question, TrainingItem
+from ..learner import Learner, Question
 from ..settings import settings_yaml
-from .average import relative_distance
 from .checkpoints import (
     Trained,
-    checkpoint_updates,
     load_checkpoint,
     remove_later,
     remove_unfinished,
@@ -34,17 +30,15 @@ from .checkpoints import (
 from .config import FinetuneConfig
 from .estimate import Pace
 from .evaluations import Exam, ask, asked_rows, converged_update, early_stop_update, evaluation_rows
+from .feeding import Feed, MicroBatch, micro_batches
 from .grids import draw_grid, halving
 from .journal import Journal
 from .mixes import Mix
-from .nonfinite import Nonfinite, dump, end_of_run, offenders
+from .nonfinite import Nonfinite
 from .sampler import Sampler
-
-INSPECTED = 10
-"""At this update the run looks whether its weights move, and every so many how far the average is behind them."""
-IMMOBILE = 1e-8
-"""A relative change of the weights in one update below which training is most likely in vain."""
-logger = logging.getLogger(__name__)
+from .sharding import is_sharded, whole_weights
+from .stepping import Steps
+from .stopping import StopRequest
 
 
 @dataclass(kw_only=True)
@@ -71,10 +65,22 @@ class Run:
     sampler: Sampler
     journal: Journal
     pace: Pace
-    nonfinite: Nonfinite = field(default_factory=Nonfinite)
+    request: StopRequest = field(default_factory=StopRequest)
     seconds: float = 0.0
     """Spent by earlier processes on this run."""
     started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.steps = Steps(
+            trained=self.trained,
+            optimizer=self.optimizer,
+            accelerator=self.accelerator,
+            config=self.config,
+            sampler=self.sampler,
+            journal=self.journal,
+            folder=self.folder,
+            request=self.request,
+        )
 
     @property
     def quiet(self) -> bool | None:
@@ -90,7 +96,7 @@ class Run:
                 self.accelerator.print(f"{self.folder}: checkpoint-{later} is removed, to be made again")
         if update > 0:
             state = load_checkpoint(self.folder, update, self.trained)
-            self.seconds, self.nonfinite = state["seconds"], Nonfinite(**state["nonfinite"])
+            self.seconds, self.steps.nonfinite = state["seconds"], Nonfinite(**state["nonfinite"])
             self.accelerator.print(f"{self.folder}: going on after update {update}")
         self.journal.rewind(update)
 
@@ -104,58 +110,23 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
-    def draw(self, update: int) -> Iterator[tuple[list[TrainingItem], AbstractContextManager[Any]]]:
+    def feed(self) -> Feed:
+        """This process's micro-batches; those of the next update are made while a GPU is busy with this one."""
+        process = self.accelerator.process_index, self.accelerator.num_processes
+        make = partial(micro_batches, self.learner, self.sampler, self.config, process)
+        return Feed(make, last=self.config.max_train_steps, ahead=self.accelerator.device.type == "cuda")
+
+    def draw(self, feed: Feed, update: int) -> Iterator[tuple[MicroBatch, AbstractContextManager[Any]]]:
         """This process's micro-batches, each with the context in which processes do or do not add up gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        items = self.sampler.items(update)
-        size, processes = self.config.train_batch_size, self.accelerator.num_processes
-        for number in range(self.config.gradient_accumulation_steps):
-            start = (number * processes + self.accelerator.process_index) * size
-            last = number == self.config.gradient_accumulation_steps - 1
-            yield items[start : start + size], nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+        *others, last = feed.take(update)
+        for batch in others:
+            yield batch, self.accelerator.no_sync(self.wrapped)
+        yield last, nullcontext()
 
-    def losses(self, items: Sequence[TrainingItem]) -> torch.Tensor:
+    def losses(self, micro: MicroBatch) -> torch.Tensor:
         """The loss of each item times the item's weight, (num_items,)."""
-        objective = Objective(snr_gamma=self.config.snr_gamma, noise_offset=self.config.noise_offset)
-        losses = self.learner.loss(items, seed=self.config.seed, objective=objective)
-        return losses * losses.new_tensor([item.weight for item in items])
-
-    def gathered(self, losses: Sequence[torch.Tensor]) -> list[float]:
-        """The losses of all processes' micro-batches, in the order of the update's items."""
-        found = self.accelerator.gather(torch.cat(list(losses)))
-        shape = (self.accelerator.num_processes, self.config.gradient_accumulation_steps, -1)
-        in_order: list[float] = found.reshape(shape).transpose(0, 1).reshape(-1).tolist()
-        return in_order
-
-    def clip(self) -> float:
-        """Cut the gradient to max_grad_norm; its norm before, which may be infinite or no number."""
-        # A list, never an iterator: an iterator would be used up by its first reader and nothing would be clipped.
-        weights = list(self.trained.parameters.values())
-        return float(self.accelerator.clip_grad_norm_(weights, self.config.max_grad_norm or math.inf))
-
-    def finish_update(self, update: int, losses: Sequence[float]) -> float | None:
-        """Clip, step and log, or skip the update where loss or gradient is not finite; returns the mean loss.
-
-        A gradient that overflowed under fp16 is no such case: the scaler leaves the step out and lowers its scale.
-
-        Raises:
-            UserError: too many were skipped in a row.
-            RuntimeError: no gradient reaches the weights, or the average does not follow them.
-        """
-        mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
-            self._skip(update, "loss", losses, None)
-            return None
-        norm = self.clip()
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            self._skip(update, "gradient", losses, mean)
-            return None
-        if update == 1 and norm == 0.0:
-            raise RuntimeError("no gradient reaches the trained weights")
-        measured = self._step(update)
-        self.nonfinite.took()
-        self._log(update, {"loss": mean, "grad_norm": norm if math.isfinite(norm) else None, **measured})
-        return mean
+        return self.learner.loss(micro.batch) * micro.weights
 
     def evaluates_at(self, update: int) -> bool:
         """Whether this update is an evaluation point."""
@@ -166,7 +137,7 @@ class Run:
         """Ask the exam, and draw the validation prompts, with the weights that would be exported now."""
         if not self.config.validation_steps:
             return
-        with self.exported_weights():
+        with self.exported_weights(), whole_weights(self.network):
             answers = {role: self._ask(questions) for role, questions in self.exam.questions.items()}
             if self.config.validation_prompts and self.accelerator.is_main_process:
                 grid = self.folder / "samples" / f"update-{update:06d}.png"
@@ -183,14 +154,15 @@ class Run:
         return best or update % self.config.checkpointing_steps == 0 or self.done(update)
 
     def save(self, update: int) -> None:
-        """Write a checkpoint, then remove those that are no longer wanted; only the main process does."""
-        if self.accelerator.is_main_process:
+        """Write a checkpoint, then remove those that are no longer wanted; the main process does, of all one's parts."""
+        if self.accelerator.is_main_process or is_sharded(self.trained.parameters.values()):
             state = {
                 "record": dict(self.record),
                 "seconds": self.elapsed_seconds(),
-                "nonfinite": asdict(self.nonfinite),
+                "nonfinite": asdict(self.steps.nonfinite),
             }
             save_checkpoint(self.folder, update, self.trained, state)
+        if self.accelerator.is_main_process:
             best = early_stop_update(self.journal.evaluations)
             rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, best)
         self.accelerator.wait_for_everyone()
@@ -205,7 +177,8 @@ class Run:
         average = self.trained.average
         self.learner.network = self.network
         try:
-            with nullcontext() if average is None else average.swapped_in():
+            # Not compiled: batches of an evaluation are of many sizes, and each would be compiled for.
+            with torch.compiler.set_stance("force_eager"), nullcontext() if average is None else average.swapped_in():
                 yield
         finally:
             self.learner.network = self.wrapped
@@ -218,61 +191,7 @@ class Run:
         """Each process asks its share, and every process gets all answers."""
         share = questions[self.accelerator.process_index :: self.accelerator.num_processes]
         answers = halving(partial(ask, self.learner, share, self.config), self.config.validation_batch_size)
-        return pd.DataFrame(gather_object(answers.to_dict("records")), columns=answers.columns)
-
-    def _step(self, update: int) -> dict[str, float]:
-        """Step the optimiser, then the average; at every tenth update also measure what that did."""
-        parameters, average = self.trained.parameters, self.trained.average
-        measured: dict[str, float] = {}
-        before = (
-            {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
-            if self._inspects(update)
-            else {}
-        )
-        self.optimizer.step()
-        skipped = getattr(self.optimizer, "step_was_skipped", False)
-        if average is not None and not skipped:
-            average.update(update)
-        if average is not None and update % INSPECTED == 0:
-            measured |= {"ema_decay": average.decay, "ema_distance": average.distance()}
-        if before:
-            measured["relative_update"] = relative_distance(parameters, before)
-            self._check_movement(update, measured, skipped)
-        return measured
-
-    def _inspects(self, update: int) -> bool:
-        """Once, when the average has moved at least twice: after its first move it is where the weights are."""
-        average = self.trained.average
-        moves = 2 * average.every if average is not None else 1
-        return update == INSPECTED * -(-max(INSPECTED, moves) // INSPECTED)
-
-    def _check_movement(self, update: int, measured: Mapping[str, float], skipped: bool) -> None:
-        moved, average = measured["relative_update"], self.trained.average
-        if moved < IMMOBILE and not skipped:
-            logger.warning("update %d changed the weights by only %.1e of their size", update, moved)
-        if moved > 0 and average is not None and average.distance() == 0.0:
-            raise RuntimeError("the moving average does not follow the weights")
-
-    def _skip(self, update: int, what: str, losses: Sequence[float], mean: float | None) -> None:
-        items = self.sampler.items(update)
-        examples = offenders(items, losses)
-        self.nonfinite.skipped(update, what, examples)
-        self._log(update, {"loss": mean, "grad_norm": None, "skipped": what, "examples": examples})
-        if self.nonfinite.in_a_row < self.config.max_nonfinite_steps:
-            return
-        if self.accelerator.is_main_process:
-            dump(self.folder, update, what, items, losses, self.config.seed)
-        self.accelerator.wait_for_everyone()
-        last = max(checkpoint_updates(self.folder), default=None)
-        raise end_of_run(self.folder, update, what, self.nonfinite.in_a_row, last)
-
-    def _log(self, update: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics: rates and examples seen beside the values."""
-        first, *others = self.optimizer.param_groups
-        rates = {"learning_rate": first["lr"]}
-        if others:
-            rates["text_encoder_lr"] = others[0]["lr"]
-        if "d" in first:
-            rates["prodigy_d"] = float(first["d"])  # What Prodigy multiplies the rate by.
-        seen = update * self.sampler.batch_size
-        self.journal.log({"update": update, **rates, "examples_seen": seen, **values})
+        rows: list[Any] = [None] * len(questions)
+        for process, found in enumerate(gather_object([answers.to_dict("records")])):
+            rows[process :: self.accelerator.num_processes] = found
+        return pd.DataFrame(rows, columns=answers.columns)

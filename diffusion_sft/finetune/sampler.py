@@ -38,14 +38,16 @@ class Stream:
 
     def _order(self, turn: int) -> list[tuple[int, str, int]]:
         """Pass number `turn`, in an order decided by (seed, pass, id); repetitions are spread like other ids."""
-        if turn not in self._orders:
-            self._orders = dict(list(self._orders.items())[-1:])  # a batch may lie in two passes
-            self._orders[turn] = sorted(
+        found = self._orders.get(turn)
+        if found is None:
+            found = sorted(
                 (identity_seed(self.seed, "order", turn, name, *([copy] if copy else [])), name, copy)
                 for name, repeats in self.repeats.items()
                 for copy in range(repeats)
             )
-        return self._orders[turn]
+            # A batch may lie in two passes. Put in place at once: two threads may ask.
+            self._orders = dict(list(self._orders.items())[-1:]) | {turn: found}
+        return found
 
 
 @dataclass
@@ -133,9 +135,11 @@ class Sampler:
         # A pass holds at least one item, so that the last of these holds a later micro-batch.
         passes = range(number * self._micro + 2)
         index = bisect.bisect_right(passes, number, key=self._batches_before) - 1
-        if self._mixed_last[0] != index:
-            self._mixed_last = index, self._mixed(index)
-        return self._mixed_last[1][number - self._batches_before(index)]
+        last, mixed = self._mixed_last
+        if last != index:
+            mixed = self._mixed(index)
+            self._mixed_last = index, mixed
+        return mixed[number - self._batches_before(index)]
 
     def _mixed(self, index: int) -> list[tuple[int, int]]:
         """The micro-batches of pass `index`: sizes in an order of chance, each size's own batches in theirs."""

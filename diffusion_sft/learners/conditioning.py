@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from .network import ROWS, ConditionedUNet, id_names, to_device
 
 EMBEDDINGS_VERSION = 1
 """Part of every key of cached embeddings; one more when the same captions come to be encoded otherwise."""
+
+REMEMBERED_CAPTIONS = 8192
+"""Captions whose token ids are kept, 1 KB each; others are tokenized again."""
+CHECKED_CAPTIONS = 1024
+"""Captions that are tokenized at a time to see their lengths; each takes some 5 KB while it is looked at."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -48,8 +54,8 @@ def time_ids(framings: Sequence[Framing]) -> torch.Tensor:
 
 
 class TextConditioning:
-    """One tokenizer and text encoder (SD 1, SD 2) or two (SDXL). Each caption is encoded once while the encoders are
-    frozen; from when any of their weights is trained on, nothing is remembered."""
+    """One tokenizer and text encoder (SD 1, SD 2) or two (SDXL). A caption's embeddings are kept in the cache while the
+    encoders are frozen; from when any of their weights is trained on, nothing is remembered."""
 
     def __init__(
         self, pipeline: Any, network: ConditionedUNet, cache: TensorCache, identity: Callable[[], Mapping[str, Any]]
@@ -61,8 +67,8 @@ class TextConditioning:
         self.zeros_for_null = self.is_xl and bool(pipeline.config.force_zeros_for_empty_prompt)
         self._tokenizers = [pipeline.tokenizer, *([pipeline.tokenizer_2] if self.is_xl else [])]
         self._cache, self._identity = cache, identity
-        self._tokens: dict[str, list[torch.Tensor]] = {}
-        self._embeddings: dict[str, dict[str, torch.Tensor]] = {}
+        limits = [_limit(*both) for both in zip(self._tokenizers, network.text_encoders, strict=True)]
+        self._ids_of = lru_cache(REMEMBERED_CAPTIONS)(partial(_tokenized, self._tokenizers, limits))
         self._trained = False
 
     @property
@@ -79,11 +85,12 @@ class TextConditioning:
     def check(self, captions: Sequence[str]) -> None:
         """Raise UserError naming the captions that a tokenizer would cut."""
         distinct = list(dict.fromkeys(captions))
-        if not distinct:
-            return
         for tokenizer, encoder in zip(self._tokenizers, self.network.text_encoders, strict=True):
             limit = _limit(tokenizer, encoder)
-            lengths = [len(ids) for ids in tokenizer(distinct, truncation=False, verbose=False).input_ids]
+            lengths: list[int] = []
+            for start in range(0, len(distinct), CHECKED_CAPTIONS):
+                some = distinct[start : start + CHECKED_CAPTIONS]
+                lengths += [len(ids) for ids in tokenizer(some, truncation=False, verbose=False).input_ids]
             cut = [f"{text!r} ({n} tokens)" for text, n in zip(distinct, lengths, strict=True) if n > limit]
             if cut:
                 listed = ", ".join(cut[:5]) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
@@ -91,18 +98,7 @@ class TextConditioning:
 
     def token_ids(self, caption: str) -> list[torch.Tensor]:
         """Each tokenizer's ids, (tokens,) int64 on the CPU, cut and padded to its full length."""
-        if caption not in self._tokens:
-            self._tokens[caption] = [
-                tokenizer(
-                    caption,
-                    padding="max_length",
-                    max_length=_limit(tokenizer, encoder),
-                    truncation=True,
-                    return_tensors="pt",
-                ).input_ids[0]
-                for tokenizer, encoder in zip(self._tokenizers, self.network.text_encoders, strict=True)
-            ]
-        return self._tokens[caption]
+        return self._ids_of(caption)
 
     def text(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
         """What `ConditionedUNet.forward` takes, on the device: embeddings, or token ids where encoders are trained."""
@@ -125,7 +121,8 @@ class TextConditioning:
         return {name: to_device(tensor, self.device)[rows] for name, tensor in stacked.items()}
 
     def remember(self, captions: Sequence[str]) -> None:
-        """Encode these captions now if the encoders are frozen, so that none is encoded in between."""
+        """Encode these captions now if the encoders are frozen, so that none is encoded in between (as far as the cache
+        holds them)."""
         if self.frozen:
             for caption in captions:
                 self._embedding(caption)
@@ -138,16 +135,10 @@ class TextConditioning:
         return encoded
 
     def _embedding(self, caption: str) -> dict[str, torch.Tensor]:
-        """One caption's embeddings by frozen encoders, made once."""
-        if caption not in self._embeddings:
-            key = self._key(caption)
-            found = self._cache.get(key)
-            if found is None:
-                self._cache.put(key, self._encoded(caption))
-                found = self._cache.get(key)
-            assert found is not None
-            self._embeddings[caption] = found
-        return self._embeddings[caption]
+        """One caption's embeddings by frozen encoders, from the cache where it holds them."""
+        key = self._key(caption)
+        found = self._cache.get(key)
+        return self._cache.put(key, self._encoded(caption)) if found is None else found
 
     def _encoded(self, caption: str) -> dict[str, torch.Tensor]:
         """One caption's embeddings by the encoders as they are, on the CPU, in the encoders' type."""
@@ -165,6 +156,14 @@ class TextConditioning:
         if self._cache.folder is not None:
             parts["text_encoders"] = dict(self._identity())
         return content_key("prompt_embeds", version=EMBEDDINGS_VERSION, **parts)
+
+
+def _tokenized(tokenizers: Sequence[Any], limits: Sequence[int], caption: str) -> list[torch.Tensor]:
+    settings = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return [
+        tokenizer(caption, max_length=limit, **settings).input_ids[0]
+        for tokenizer, limit in zip(tokenizers, limits, strict=True)
+    ]
 
 
 def _rows(captions: Sequence[str], distinct: Sequence[str]) -> torch.Tensor:

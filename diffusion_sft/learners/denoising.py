@@ -6,7 +6,7 @@ and noise come from (draws.seed, example, stream, draw) alone, so that no readin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -16,8 +16,8 @@ import torch
 
 from ..errors import UserError
 from ..learner import NULL_CUE, Query, Reading
-from ..numerics.noise import normal
-from ..numerics.quadrature import Estimator, Levels, draw_levels, estimator_named
+from ..numerics.noise import normals
+from ..numerics.quadrature import Levels, draw_levels, estimator_named
 from ..numerics.schedule import Schedule
 from ..records import Draws, Example, identity_seed
 from .network import to_device
@@ -82,13 +82,14 @@ def read_surprise(denoiser: Denoiser, queries: Sequence[Query], draws: Draws, ba
     if not queries:
         return []
     estimator = estimator_named(draws.estimator)
-    targets = denoiser.targets([query.example for query in queries])
+    targets: dict[int, torch.Tensor] = {}
     plans = [plan_query(query, draws, denoiser.schedule) for query in queries]
-    jobs = _jobs(plans, draws.count)
+    jobs = _jobs(plans, draws.numbers)
     norms: list[torch.Tensor] = []
     null_prediction = torch.empty(0)
     with torch.no_grad():
         while batch := list(islice(jobs, batch_size)):
+            targets = _targets(denoiser, plans, batch, targets)
             rows = noisy_rows(denoiser, plans, targets, batch, draws)
             prediction = denoiser.predict(rows.noisy, rows.timesteps, rows.cues)
             prediction = denoiser.schedule.noise_from_prediction(prediction, rows.noisy, rows.timesteps)
@@ -98,12 +99,10 @@ def read_surprise(denoiser: Denoiser, queries: Sequence[Query], draws: Draws, ba
     squared_norms = torch.cat(norms, dim=1).cpu().numpy()  # ‖ε‖², error and opinion of every job
     if not estimator.common:
         squared_norms[2] = np.nan
-    ends = np.cumsum([len(plan.cues) * draws.count for plan in plans])
+    ends = np.cumsum([len(plan.cues) * len(draws.numbers) for plan in plans])
     parts = np.split(squared_norms, ends[:-1], axis=1)
-    return [
-        _reading(plan, estimator, target.numel(), part)
-        for plan, target, part in zip(plans, targets, parts, strict=True)
-    ]
+    num_dims = next(iter(targets.values())).numel()
+    return [_reading(plan, draws, num_dims, part) for plan, part in zip(plans, parts, strict=True)]
 
 
 def plan_query(query: Query, draws: Draws, schedule: Schedule) -> Plan:
@@ -116,37 +115,60 @@ def plan_query(query: Query, draws: Draws, schedule: Schedule) -> Plan:
     return Plan(query, cues, tuple(draw_levels(estimator, schedule, draws.count, seed) for seed in seeds))
 
 
-def _jobs(plans: Sequence[Plan], count: int) -> Iterator[Job]:
+def _jobs(plans: Sequence[Plan], numbers: Sequence[int]) -> Iterator[Job]:
     """For each query and draw first ∅ and then every cue, so that opinions need one remembered prediction."""
     for index, plan in enumerate(plans):
-        for draw in range(count):
+        for draw in numbers:
             for row in range(len(plan.cues)):
                 yield Job(index, row, draw)
 
 
+def _targets(
+    denoiser: Denoiser, plans: Sequence[Plan], batch: Sequence[Job], held: Mapping[int, torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The targets that a batch needs, by plan; those that are held are not asked for again, and others go."""
+    wanted = list(dict.fromkeys(job.plan for job in batch))
+    missing = [plan for plan in wanted if plan not in held]
+    found = denoiser.targets([plans[plan].query.example for plan in missing]) if missing else []
+    fresh = dict(zip(missing, found, strict=True))
+    return {plan: fresh[plan] if plan in fresh else held[plan] for plan in wanted}
+
+
 def noisy_rows(
-    denoiser: Denoiser, plans: Sequence[Plan], targets: Sequence[torch.Tensor], batch: Sequence[Job], draws: Draws
+    denoiser: Denoiser,
+    plans: Sequence[Plan],
+    targets: Sequence[torch.Tensor] | Mapping[int, torch.Tensor],
+    batch: Sequence[Job],
+    draws: Draws,
 ) -> NoisyRows:
-    """Noisy targets, noise, timesteps and cues of each job."""
-    made: dict[int, torch.Tensor] = {}
-    noises = [_noise(plans[job.plan], job, draws, targets[job.plan].shape, made) for job in batch]
-    noise, clean = torch.stack(noises), torch.stack([targets[job.plan] for job in batch])
+    """Noisy targets, noise, timesteps and cues of each job; targets are by plan.
+
+    Each target and each noise of the batch is put on the device once, and the rows are put together there.
+    """
+    wanted = list(dict.fromkeys(job.plan for job in batch))
+    own = torch.stack([targets[number] for number in wanted])
+    clean = to_device(own, denoiser.device)[_places([job.plan for job in batch], denoiser.device)]
+    seeds, signs = zip(*(_noise_of(plans[job.plan], job, draws) for job in batch), strict=True)
+    noise = normals(own.shape[1:], list(dict.fromkeys(seeds)), denoiser.device)[_places(seeds, denoiser.device)]
+    sign = to_device(torch.tensor(signs, dtype=torch.float32), denoiser.device)
+    noise = noise * sign.view(-1, *[1] * (noise.ndim - 1))
     timesteps = np.array([plans[job.plan].levels_of(job.row).timesteps[job.draw] for job in batch])
-    # Mixed on the CPU, so that the device gets it in one go and is never waited for.
-    noisy = to_device(denoiser.schedule.add_noise(clean, noise, timesteps), denoiser.device)
-    noise = to_device(noise, denoiser.device)
+    noisy = denoiser.schedule.add_noise(clean, noise, timesteps)
     return NoisyRows(noisy, noise, timesteps, [plans[job.plan].cues[job.row] for job in batch])
 
 
-def _noise(plan: Plan, job: Job, draws: Draws, shape: torch.Size, made: dict[int, torch.Tensor]) -> torch.Tensor:
-    """ε of one job: of its draw, or of its antithetic pair with the pair's sign; each made once a batch."""
+def _noise_of(plan: Plan, job: Job, draws: Draws) -> tuple[int, int]:
+    """The seed and the sign of ε of one job: of its draw, or of its antithetic pair with the pair's sign."""
     estimator = estimator_named(draws.estimator)
     own = () if estimator.common else (plan.cues[job.row],)
     number, sign = (job.draw // 2, 1 - 2 * (job.draw % 2)) if estimator.antithetic else (job.draw, 1)
-    seed = identity_seed(draws.seed, plan.query.example.id, plan.query.stream, "noise", number, *own)
-    if seed not in made:
-        made[seed] = normal(shape, seed)
-    return sign * made[seed]
+    return identity_seed(draws.seed, plan.query.example.id, plan.query.stream, "noise", number, *own), sign
+
+
+def _places(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """The place of each value among the distinct ones, in the order in which they come first."""
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return to_device(torch.tensor([places[value] for value in values]), device)
 
 
 def _null_predictions(
@@ -166,16 +188,16 @@ def _squared_norm(difference: torch.Tensor) -> torch.Tensor:
     return difference.flatten(1).square().sum(dim=1, dtype=torch.float64)
 
 
-def _reading(plan: Plan, estimator: Estimator, num_dims: int, squared_norms: np.ndarray) -> Reading:
+def _reading(plan: Plan, draws: Draws, num_dims: int, squared_norms: np.ndarray) -> Reading:
     """From one row for each distinct cue to one row for ∅ and for each cue asked about."""
     noise_norm, squared_error, opinion = squared_norms.reshape(3, -1, len(plan.cues)).transpose(0, 2, 1)
     if not np.isfinite(squared_error).all():
         where = plan.query.example.id
         raise UserError(f"{where}: the network's prediction is not finite; try dtype=bfloat16 or dtype=float32")
     rows = [plan.cues.index(cue) for cue in (NULL_CUE, *plan.query.cues)]
-    levels = [plan.levels_of(row) for row in rows]
+    levels = [plan.levels_of(row).at(draws.numbers) for row in rows]
     pairs = list(zip(levels, noise_norm[rows], strict=True))
-    controlled = float(estimator.control)
+    controlled = float(estimator_named(draws.estimator).control)
     return Reading(
         squared_error=squared_error[rows],
         weights=np.stack([level.weights for level in levels]),

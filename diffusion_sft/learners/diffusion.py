@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -37,12 +36,12 @@ from .conditioning import Framing, Size, TextConditioning, time_ids
 from .denoising import read_surprise
 from .exporting import save_full, save_single_file
 from .latents import Fit, FittedLatents, LatentCodec
-from .loading import LoadedPipeline, load_lora, load_pipeline, schedule_of, weight_hashes
+from .loading import LoadedPipeline, load_lora, load_pipeline, place, schedule_of, weight_hashes
 from .lora import LORA_FILE
 from .modes import evaluating
 from .network import POOLED, PROMPT_EMBEDS, ConditionedUNet, to_device
 from .reconstruction import read_reconstruction
-from .training import training_batch
+from .training import TrainingBatch, training_batch
 
 
 class DiffusionLearner(Learner):
@@ -89,6 +88,7 @@ class DiffusionLearner(Learner):
         lora: Path | None = None,
         resolution: int | None = None,
         cache_dir: Path | None = None,
+        compile_mode: str | None = None,
     ) -> DiffusionLearner:
         """Load a pipeline folder, a single checkpoint file or a Hub id.
 
@@ -101,7 +101,9 @@ class DiffusionLearner(Learner):
             dtype: of the UNet and the text encoders; fine-tuning wants float32 and autocast. The VAE is float32.
             lora: weights to put on the networks, as `save` writes them, or in kohya's names.
             resolution: pixels of a side; default is what the UNet was trained on.
-            cache_dir: where encoded images and captions are kept from run to run; None keeps them in memory alone.
+            cache_dir: where encoded images and captions are kept from run to run; None keeps them in memory
+                alone, up to 4 GiB; what does not fit is encoded again.
+            compile_mode: of torch.compile, for the UNet; None leaves it as it is.
 
         Raises:
             UserError: anything missing, unreadable, or of another kind.
@@ -113,10 +115,7 @@ class DiffusionLearner(Learner):
         if lora is not None:
             load_lora(loaded.pipeline, lora)
             loaded.source["lora"] = file_hash(lora / LORA_FILE if lora.is_dir() else lora)
-        loaded.pipeline.to(device)
-        if torch.device(device).type == "cpu":
-            # The fused kernel's backward is several times slower than plain attention on a CPU.
-            loaded.pipeline.unet.set_attn_processor(AttnProcessor())
+        place(loaded.pipeline, torch.device(device), compile_mode)
         return cls(loaded, resolution=resolution, cache_dir=cache_dir)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -203,18 +202,22 @@ class DiffusionLearner(Learner):
         with evaluating(self.network):
             return read_reconstruction(self, queries, reconstruction, draws, batch_size=batch_size)
 
-    def loss(
+    def batch(
         self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
-    ) -> torch.Tensor:
-        """The mean squared error of the scheduler's training target, per item (num_items,), at a uniform timestep,
-        weighted as the objective says; an SDXL is told each image's own size and crop."""
+    ) -> tuple[tuple[Any, ...], TrainingBatch]:
+        """The network's inputs for noisy latents of the items, and what is to be predicted of them at a uniform
+        timestep, weighted as the objective says; an SDXL is told each image's own size and crop."""
         encoded = self.encode_items(items)
-        clean = torch.stack([found.latents for found in encoded])
+        clean = to_device(torch.stack([found.latents for found in encoded]), self.device)
         batch = training_batch(self.schedule, clean, items, seed, objective)
         captions, framings = [item.caption for item in items], [found.framing for found in encoded]
-        noisy = to_device(batch.noisy, self.device)
-        prediction: torch.Tensor = self.network(*self.inputs(noisy, batch.timesteps, captions, framings))
-        return batch.losses(prediction.float())
+        return self.inputs(batch.noisy, batch.timesteps, captions, framings), batch
+
+    def loss(self, batch: tuple[tuple[Any, ...], TrainingBatch]) -> torch.Tensor:
+        """The weighted mean squared error of the scheduler's training target, per item (num_items,)."""
+        inputs, wanted = batch
+        prediction: torch.Tensor = self.network(*inputs)
+        return wanted.losses(prediction)
 
     def generate(
         self, cues: Sequence[Cue], *, num_inference_steps: int, guidance_scale: float, batch_size: int

@@ -42,7 +42,7 @@ from ..numerics.schedule import Schedule
 from ..records import Draws, Example, identity_seed
 from .denoising import read_surprise
 from .reconstruction import read_reconstruction
-from .training import training_batch
+from .training import TrainingBatch, training_batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,13 +150,17 @@ class ExactLearner(Learner):
         """‖x − x̃‖² / d of each query's target under ∅ and each cue; see `read_reconstruction`."""
         return read_reconstruction(self, queries, reconstruction, draws, batch_size=batch_size)
 
-    def loss(
+    def batch(
         self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
-    ) -> torch.Tensor:
-        """The mean squared error of the training target, per item, at a uniform timestep."""
+    ) -> tuple[list[str], TrainingBatch]:
+        """Captions, and noisy targets at a uniform timestep."""
         clean = torch.stack(self.targets([item.example for item in items]))
-        batch = training_batch(self.schedule, clean, items, seed, objective)
-        return batch.losses(self.predict(batch.noisy, batch.timesteps, [item.caption for item in items]))
+        return [item.caption for item in items], training_batch(self.schedule, clean, items, seed, objective)
+
+    def loss(self, batch: tuple[list[str], TrainingBatch]) -> torch.Tensor:
+        """The mean squared error of the training target, per item."""
+        captions, wanted = batch
+        return wanted.losses(self.predict(wanted.noisy, wanted.timesteps, captions))
 
     def generate(
         self, cues: Sequence[Cue], *, num_inference_steps: int, guidance_scale: float, batch_size: int

@@ -42,6 +42,7 @@ from .language_export import save_language_model
 from .language_loading import ADAPTER_FILE, LoadedLanguageModel, language_weight_hashes, load_language_model
 from .likelihood import Continued, answer_nats
 from .modes import evaluating
+from .network import to_device
 from .prompts import ClosedBook, Prompt, Prompts
 from .vocabulary import Vocabulary
 
@@ -188,10 +189,10 @@ class LanguageLearner(Learner):
         """Raise UserError: there is no noise to come back from."""
         raise UserError("error_kind: a language model has no inversion or sdedit; leave it at denoise")
 
-    def loss(
+    def batch(
         self, items: Sequence[TrainingItem], *, seed: int, objective: Objective = PLAIN_OBJECTIVE
-    ) -> torch.Tensor:
-        """The mean negative log-likelihood of the answer's tokens and the end of text, per item (num_items,)."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids, attention mask and labels (-100 where nothing is asked), int64 (num_items, length)."""
         rows = [self._training_row(item) for item in items]
         longest = max(len(prompt) + len(answer) for prompt, answer in rows)
         input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -201,7 +202,15 @@ class LanguageLearner(Learner):
             input_ids[number, :end] = torch.tensor([*prompt, *answer])
             attention_mask[number, :end] = 1
             labels[number, len(prompt) : end] = torch.tensor(answer)
-        input_ids, attention_mask, labels = (t.to(self.device) for t in (input_ids, attention_mask, labels))
+        return (
+            to_device(input_ids, self.device),
+            to_device(attention_mask, self.device),
+            to_device(labels, self.device),
+        )
+
+    def loss(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The mean negative log-likelihood of the answer's tokens and the end of text, per item (num_items,)."""
+        input_ids, attention_mask, labels = batch
         logits = self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
         targets = labels[:, 1:]
         nats = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none")

@@ -27,6 +27,9 @@ from .conditioning import Framing, Size
 LATENTS_VERSION = 1
 """Part of every key of cached latents; one more when the same image comes to be encoded otherwise."""
 CROP_RULE = "cover, centre, lanczos"
+DECODED_PIXELS = 512 * 512
+"""Pixels that a GPU decodes at once: small images fill it together, large ones alone do (2.5 TFLOP for 512×512), and
+memory is that of one image of this size, or of one larger image."""
 SETTLED_NS = 1_000_000_000
 """A file that was changed less than this before it was read may change again within the same tick of its clock."""
 
@@ -58,7 +61,7 @@ class LatentCodec:
         self._loaded_dtype = str(self.vae.dtype)
         # Not the VAE's own method, which warns of what this does on purpose.
         nn.Module.to(self.vae, dtype=torch.float32)
-        self._hashes: dict[tuple[str, ...], str] = {}
+        self._hashes: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def fitted(self, fits: Sequence[Fit]) -> list[FittedLatents]:
         """The latents of each image, encoded once as long as the file's bytes stay the same.
@@ -67,14 +70,16 @@ class LatentCodec:
             UserError: an image that cannot be read, or whose latents are not finite.
         """
         keys = [self._key(fit) for fit in fits]
-        missing = {key: fit for key, fit in zip(keys, fits, strict=True) if self._cache.get(key) is None}
+        entries = {key: entry for key in dict.fromkeys(keys) if (entry := self._cache.get(key)) is not None}
+        missing = {key: fit for key, fit in zip(keys, fits, strict=True) if key not in entries}
         # One at a time, because company changes the last bits, and a resumed run meets images in another order.
         for key, fit in _progress(missing.items(), len(missing)):
-            self._cache.put(key, self._encode(fit))
-        return [self._found(key, fit) for key, fit in zip(keys, fits, strict=True)]
+            entries[key] = self._cache.put(key, self._encode(fit))
+        return [_fitted(entries[key], fit) for key, fit in zip(keys, fits, strict=True)]
 
     def decode(self, latents: torch.Tensor) -> list[np.ndarray]:
-        """Images of each row of latents, uint8 (height, width, 3); one at a time, whatever their company.
+        """Images of each row of latents, uint8 (height, width, 3). On a CPU one at a time, so that no company changes
+        a bit; elsewhere as many at once as DECODED_PIXELS says, and brought to the host together.
 
         Raises:
             UserError: latents that are not finite.
@@ -82,11 +87,16 @@ class LatentCodec:
         if not bool(torch.isfinite(latents).all()):
             raise UserError("generated latents are not finite; try dtype=bfloat16 or dtype=float32")
         images = []
-        for row in latents.float().unsqueeze(1):
-            with torch.no_grad(), torch.autocast(row.device.type, enabled=False):
-                pixels = self.vae.decode(self._unscaled(row), return_dict=False)[0]
-            images += [np.array(image) for image in self.processor.postprocess(pixels, output_type="pil")]
-        return images
+        for rows in latents.float().split(self._decoded_at_once(latents)):
+            with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+                pixels = self.vae.decode(self._unscaled(rows), return_dict=False)[0]
+            shown = self.processor.postprocess(pixels, output_type="pt").permute(0, 2, 3, 1)
+            images.append((shown * 255).round().to(torch.uint8))
+        return list(torch.cat(images).contiguous().cpu().numpy())
+
+    def _decoded_at_once(self, latents: torch.Tensor) -> int:
+        pixels_each: int = latents.shape[-2] * latents.shape[-1] * self.processor.config.vae_scale_factor**2
+        return 1 if latents.device.type == "cpu" else max(1, DECODED_PIXELS // pixels_each)
 
     def _encode(self, fit: Fit) -> dict[str, torch.Tensor]:
         """Cover the size, centre crop, [−1, 1], posterior mean, scaled."""
@@ -122,13 +132,6 @@ class LatentCodec:
             return 0.0, 1.0
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
-    def _found(self, key: str, fit: Fit) -> FittedLatents:
-        entry = self._cache.get(key)
-        assert entry is not None
-        (top, left), (height, width) = entry["crop"].tolist(), entry["original_size"].tolist()
-        framing = Framing(original_size=(height, width), crop=(top, left), target_size=fit.size)
-        return FittedLatents(latents=entry["latents"], framing=framing)
-
     def _key(self, fit: Fit) -> str:
         parts: dict[str, Any] = {"image": self._content(fit.path), "size": list(fit.size), "flipped": fit.flipped}
         if self._cache.folder is not None:
@@ -145,13 +148,19 @@ class LatentCodec:
             state = path.stat()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        key = (str(path), *map(str, (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)))
-        if key not in self._hashes:
+        now = (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)
+        before, content = self._hashes.get(str(path), ((), ""))
+        if before != now:
             read_at, content = time.time_ns(), file_hash(path)
-            if read_at - state.st_ctime_ns < SETTLED_NS:
-                return content
-            self._hashes[key] = content
-        return self._hashes[key]
+            if read_at - state.st_ctime_ns >= SETTLED_NS:
+                self._hashes[str(path)] = now, content
+        return content
+
+
+def _fitted(entry: Mapping[str, torch.Tensor], fit: Fit) -> FittedLatents:
+    (top, left), (height, width) = entry["crop"].tolist(), entry["original_size"].tolist()
+    framing = Framing(original_size=(height, width), crop=(top, left), target_size=fit.size)
+    return FittedLatents(latents=entry["latents"], framing=framing)
 
 
 def crop_offsets(original: Size, target: Size) -> Size:

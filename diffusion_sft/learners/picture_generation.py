@@ -15,7 +15,7 @@ import torch
 from ..errors import UserError
 from ..learner import NULL_CUE, Cue, Question, ReadLabels, fill
 from ..numerics.fixed_point import Picard
-from ..numerics.noise import normal
+from ..numerics.noise import normals
 from ..numerics.sensitivity import lyapunov_exponents
 from ..numerics.triangular import Solution, TriangularSystem
 from ..records import identity_seed
@@ -138,10 +138,10 @@ def _brought_back(
     learner: DiffusionLearner, questions: Sequence[Question], timestep: int, num_inference_steps: int, seed: int
 ) -> list[np.ndarray]:
     """Each question's picture, noised to the timestep and denoised under its prompt."""
-    clean = torch.stack(learner.targets([question.example for question in questions]))
+    clean = torch.stack(learner.targets([question.example for question in questions])).to(learner.device)
     seeds = [identity_seed(seed, STREAM, "recovery", question.concept, question.rendering) for question in questions]
-    noise = torch.stack([normal(clean.shape[1:], own) for own in seeds])
-    noisy = learner.schedule.add_noise(clean, noise, np.repeat(timestep, len(questions))).to(learner.device)
+    noise = normals(clean.shape[1:], seeds, learner.device)
+    noisy = learner.schedule.add_noise(clean, noise, np.repeat(timestep, len(questions)))
     steps = max(1, round(num_inference_steps * timestep / (len(learner.schedule.log_snr) - 1)))
     path = np.rint(np.linspace(timestep, 0, steps + 1)).astype(np.int64)
     prompts = [fill(question.template, question.words) for question in questions]

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..learner import Question
 from ..numerics.descent import Descent, Evaluation, descend
 from ..numerics.minima import num_distinct
-from ..numerics.noise import normal, uniform
+from ..numerics.noise import normals, uniform
 from ..numerics.randomised import condition_number, numerical_rank, resolved_singular_values
 from ..numerics.schedule import Schedule
 from ..records import identity_seed
@@ -159,7 +159,7 @@ def _solve(learner: DiffusionLearner, questions: Sequence[Question], search: _Se
     fresh = _System(learner, words, _draw(learner, questions, search, "fresh inputs"), search.batch_size)
     named = float(system.residuals(None))
     seeds = [identity_seed(search.seed, first.concept, "start", number) for number in range(search.num_starts)]
-    starts = torch.stack([normal((words.num_free,), seed) for seed in seeds]).to(learner.device)
+    starts = normals((words.num_free,), seeds, learner.device)
     found = descend(
         lambda points, _: system.evaluate(points, named),
         starts,
@@ -204,17 +204,17 @@ def _draw(learner: DiffusionLearner, questions: Sequence[Question], search: _Sea
     count = search.num_draws
     numbers = np.arange(count) % len(questions)
     targets = learner.targets([question.example for question in questions])
-    clean = torch.stack([targets[number] for number in numbers])
+    clean = torch.stack([targets[number] for number in numbers]).to(learner.device)
     own = [questions[int(number)] for number in numbers]
     seeds = [
         identity_seed(search.seed, question.example.id, question.query.stream, stream, draw)
         for draw, question in enumerate(own)
     ]
-    noise = torch.stack([normal(clean.shape[1:], seed) for seed in seeds])
+    noise = normals(clean.shape[1:], seeds, learner.device)
     timesteps = _timesteps(learner.schedule, count, identity_seed(search.seed, questions[0].concept, stream))
     return _NoisyTargets(
-        noisy=learner.schedule.add_noise(clean, noise, timesteps).to(learner.device),
-        noise=noise.to(learner.device),
+        noisy=learner.schedule.add_noise(clean, noise, timesteps),
+        noise=noise,
         timesteps=timesteps,
         captions=numbers,
     )

@@ -24,7 +24,7 @@ import torch
 
 from ..errors import UserError
 from ..learner import NULL_CUE, Query, Reconstruction
-from ..numerics.noise import normal
+from ..numerics.noise import normals
 from ..numerics.schedule import Schedule
 from ..records import Draws, identity_seed
 from .denoising import Denoiser
@@ -77,10 +77,9 @@ def read_reconstruction(
             if reconstruction.kind == "inversion":
                 noisy = travel(denoiser, clean, timesteps, cues)
             else:
-                noise = torch.stack([_noise(queries[job.query], job.draw, draws, clean) for job in batch])
-                noisy = denoiser.schedule.add_noise(
-                    clean, noise.to(denoiser.device), np.repeat(timesteps[-1:], len(batch))
-                )
+                seeds = [_noise_seed(queries[job.query], job.draw, draws) for job in batch]
+                noise = normals(clean.shape[1:], seeds, denoiser.device).to(clean.dtype)
+                noisy = denoiser.schedule.add_noise(clean, noise, np.repeat(timesteps[-1:], len(batch)))
             difference = travel(denoiser, noisy, timesteps[::-1], cues) - clean
             means = difference.flatten(1).square().mean(dim=1, dtype=torch.float64)
             errors.update(zip(batch, means.tolist(), strict=True))
@@ -134,10 +133,9 @@ def travel(denoiser: Denoiser, states: torch.Tensor, timesteps: np.ndarray, cues
     return states
 
 
-def _noise(query: Query, draw: int, draws: Draws, like: torch.Tensor) -> torch.Tensor:
-    """The noise of one draw, whatever the cue, on the CPU."""
-    seed = identity_seed(draws.seed, query.example.id, query.stream, "noise", draw)
-    return normal(like.shape[1:], seed).to(like.dtype)
+def _noise_seed(query: Query, draw: int, draws: Draws) -> int:
+    """Of the noise of one draw, whatever the cue."""
+    return identity_seed(draws.seed, query.example.id, query.stream, "noise", draw)
 
 
 def _finite(errors: np.ndarray, query: Query) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..learner import Question
 from ..numerics.descent import Descent, Evaluation, descend
 from ..numerics.minima import num_distinct
-from ..numerics.noise import normal
+from ..numerics.noise import normals
 from ..numerics.randomised import condition_number, numerical_rank
 from ..records import identity_seed
 from ..systems import InputSolution, InputSolutions
@@ -205,7 +205,7 @@ def _solve(reader: BlankReader, tasks: Sequence[_Task], search: _Search, kind: s
         for task in tasks
         for number in range(count)
     ]
-    starts = torch.stack([normal((batch.num_free,), seed) for seed in seeds]).to(reader.device, batch.dtype)
+    starts = normals((batch.num_free,), seeds, reader.device).to(batch.dtype)
     enough = torch.tensor([task.floor + search.tolerance for task in tasks], dtype=batch.dtype)
 
     def evaluate(points: torch.Tensor, rows: torch.Tensor) -> Evaluation:

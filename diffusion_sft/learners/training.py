@@ -2,7 +2,8 @@
 
     x_t = alpha_t x + sigma_t ε,   loss_i = w(SNR_t) · mean (prediction − target)²
 
-Every number is a function of the run's seed, the item's visit and the example's id, never of the item's company.
+Every number is a function of the run's seed, the item's visit and the example's id, never of the item's company, and
+is made on the device where it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from ..learner import Objective, TrainingItem
-from ..numerics.noise import normal
+from ..numerics.noise import normals
 from ..numerics.schedule import Schedule
 from ..numerics.weighting import min_snr_weights
 from ..records import identity_seed
@@ -23,7 +24,7 @@ from .network import to_device
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """All on the CPU, where it is the same for every device; float32 (n, ...), `timesteps` and `weights` (n,)."""
+    """All on one device; float32 (n, ...), `timesteps` (n,) on the CPU, `weights` (n,)."""
 
     noisy: torch.Tensor
     target: torch.Tensor
@@ -31,9 +32,8 @@ class TrainingBatch:
     weights: torch.Tensor
 
     def losses(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The weighted mean squared error of each item, (n,), on the prediction's device."""
-        target, weights = (to_device(tensor, prediction.device) for tensor in (self.target, self.weights))
-        return (prediction.float() - target).square().flatten(1).mean(dim=1) * weights
+        """The weighted mean squared error of each item, (n,)."""
+        return (prediction.float() - self.target).square().flatten(1).mean(dim=1) * self.weights
 
 
 def training_batch(
@@ -43,21 +43,22 @@ def training_batch(
     seeds = [identity_seed(seed, "loss", item.visit, item.example.id) for item in items]
     # A stream of its own for the timestep, so that it does not hang on how many numbers the noise takes.
     timesteps = np.array([identity_seed(number, "timestep") % schedule.num_train_timesteps for number in seeds])
-    noise = torch.stack([_noise(clean.shape[1:], number, objective.noise_offset) for number in seeds])
+    noise = _noise(clean, seeds, objective.noise_offset)
     return TrainingBatch(
         noisy=schedule.add_noise(clean, noise, timesteps),
         target=schedule.training_target(clean, noise, timesteps),
         timesteps=timesteps,
-        weights=_weights(schedule, timesteps, objective.snr_gamma),
+        weights=to_device(_weights(schedule, timesteps, objective.snr_gamma), clean.device),
     )
 
 
-def _noise(shape: torch.Size, seed: int, noise_offset: float) -> torch.Tensor:
+def _noise(clean: torch.Tensor, seeds: Sequence[int], noise_offset: float) -> torch.Tensor:
     """ε, plus `noise_offset` times a normal number that is the same all over a channel (Guttenberg, 2023)."""
-    noise = normal(shape, seed)
+    noise = normals(clean.shape[1:], seeds, clean.device)
     if noise_offset:
-        constant = normal((shape[0], *[1] * (len(shape) - 1)), identity_seed(seed, "noise offset"))
-        noise = noise + noise_offset * constant
+        of_channel = (clean.shape[1], *[1] * (clean.ndim - 2))
+        own = [identity_seed(seed, "noise offset") for seed in seeds]
+        noise = noise + noise_offset * normals(of_channel, own, clean.device)
     return noise
 
 

@@ -22,6 +22,8 @@ from .resampling import Replicates, Rows, without
 
 SPARE_NEIGHBOURS = 12
 """How many neighbours beyond the k-th are kept in order, in case a leave-out takes nearer ones away."""
+BLOCK_ROWS = 2048
+"""Rows of either side whose distances are held at once, where nearest rows alone are looked for."""
 NO_ROWS: Rows = np.zeros(0, dtype=np.int64)
 NEIGHBOUR_METRICS = ("precision", "recall", "density", "coverage")
 
@@ -100,11 +102,30 @@ def is_copy(features: np.ndarray, train: np.ndarray) -> np.ndarray:
     """
     if len(train) < 2:
         raise ValueError("the nearest other training row needs at least two training rows")
-    among = squared_distances(train, train)
-    np.fill_diagonal(among, np.inf)
-    distances = squared_distances(features, train)
-    nearest = distances.argmin(axis=1)
-    return distances[np.arange(len(distances)), nearest] <= among.min(axis=1)[nearest]
+    nearest, distances = _nearest(features, train)
+    copied, place = np.unique(nearest, return_inverse=True)
+    _, among = _nearest(train[copied], train, left_out=copied)
+    return distances <= among[place]
+
+
+def _nearest(rows: np.ndarray, others: np.ndarray, left_out: Rows | None = None) -> tuple[Rows, np.ndarray]:
+    """The nearest of the other rows to each row, the first of equally near ones, and its squared distance; `left_out`
+    is a row of the others that does not count, for each row."""
+    places, gaps = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), np.inf)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        here = slice(start, start + BLOCK_ROWS)
+        for first in range(0, len(others), BLOCK_ROWS):
+            distances = squared_distances(rows[here], others[first : first + BLOCK_ROWS])
+            if left_out is not None:
+                own = left_out[here] - first
+                inside = np.flatnonzero((own >= 0) & (own < distances.shape[1]))
+                distances[inside, own[inside]] = np.inf
+            place = distances.argmin(axis=1)
+            gap = distances[np.arange(len(place)), place]
+            nearer = gap < gaps[here]
+            places[here] = np.where(nearer, place + first, places[here])
+            gaps[here] = np.where(nearer, gap, gaps[here])
+    return places, gaps
 
 
 @dataclass(frozen=True)

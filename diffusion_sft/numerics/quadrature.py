@@ -11,8 +11,8 @@ location and scale of Kong et al. (2024, arXiv 2310.07972) for Stable Diffusion,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -98,6 +98,18 @@ class Levels:
         """`control` for the uniform weights."""
         return self._control(self.uniform_weights, self.uniform_baseline, noise_norm, num_dims)
 
+    def at(self, numbers: Sequence[int]) -> Levels:
+        """The levels of some of the draws, with the weights that they have among all: the mean of weight times value is
+        an estimate of the integral still, where these are spread as in `nested_draws`."""
+        chosen = np.asarray(numbers)
+        return replace(
+            self,
+            timesteps=self.timesteps[chosen],
+            log_snr=self.log_snr[chosen],
+            weights=self.weights[chosen],
+            uniform_weights=self.uniform_weights[chosen],
+        )
+
     def _control(self, weights: np.ndarray, baseline: float, noise_norm: np.ndarray, num_dims: int) -> np.ndarray:
         signal = expit(self.log_snr)
         expected = num_dims * signal + signal**2 * (noise_norm - num_dims)
@@ -134,6 +146,35 @@ def draw_levels(estimator: Estimator, schedule: Schedule, count: int, seed: int)
     probabilities = timestep_probabilities(schedule)[timesteps]
     weights = 0.5 * level_widths(schedule)[timesteps] / probabilities
     return _weighted(timesteps, weights, 1 / (len(schedule.log_snr) * probabilities), schedule)
+
+
+def nested_draws(estimator: Estimator, count: int) -> list[tuple[int, ...]]:
+    """The numbers of the draws that come new in each of (at most) eight stages, ascending.
+
+    A stage is every eighth level; after one, two, four and eight of them every eighth, fourth, second and single level
+    is read, counted from the cleanest one. There errors vary most from noise to noise (a network's residual approaches
+    all of ε, and the weights are large), so that what is still unread varies less than what is read. Antithetic pairs
+    stay together; stages without a level are left out.
+    """
+    each = 2 if estimator.antithetic else 1
+    from_clean = range(count // each)[::-1]
+    stages = [from_clean[place::8] for place in (0, 4, 2, 6, 1, 5, 3, 7)]
+    return [
+        tuple(sorted(each * level + sign for level in stage for sign in range(each))) for stage in stages if stage
+    ]
+
+
+def linear_factors(estimator: Estimator, numbers: Sequence[int], count: int) -> np.ndarray:
+    """Factors of mean 1 for the values of some of `count` draws, (num_chosen,).
+
+    The mean of factor times value is the mean of all draws wherever values lie on a straight line over the levels in
+    their order, however one-sided the chosen ones are; the factors of all draws are 1.
+    """
+    each = 2 if estimator.antithetic else 1
+    places = (np.asarray(numbers) // each).astype(np.float64)
+    away = places - places.mean()
+    missing = (count // each - 1) / 2 - places.mean()
+    return np.asarray(1 + missing * away / max(float((away**2).mean()), np.finfo(float).tiny))
 
 
 def level_widths(schedule: Schedule) -> np.ndarray:

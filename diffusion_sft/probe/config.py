@@ -30,6 +30,25 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig:
+    """Reading no more of a concept than its labels take, in stages of an eighth of the budget that is set.
+
+    Errors and gains are then read with fewer draws for clear concepts (`num_draws` and their standard errors say so; the
+    rules error and relative compare such means with whole ones), and a share of right samples is of those drawn.
+    """
+
+    enabled: bool = False
+    confidence: float = 0.99
+    """How sure it must be that the rest of the budget would leave a concept's labels as they are: its category as far as
+    the greedy answers go, and known or unknown by the rule gain. Sampled readings end with a right sample, which
+    settles the category."""
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"adaptive.confidence must lie between 0.5 and 1, not {self.confidence}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
     """How held-out pictures are sent into noise and brought back, where error_kind is inversion or sdedit."""
 
@@ -74,9 +93,14 @@ class ProbeConfig:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
 
     def __post_init__(self) -> None:
         antithetic = estimator_named(self.estimator).antithetic
+        if self.adaptive.enabled and not estimator_named(self.estimator).common:
+            raise ValueError(
+                f"adaptive.enabled compares captions under common noise, which estimator={self.estimator} lacks"
+            )
         for name, count in (("num_draws", self.num_draws), ("answers.num_draws", self.answers.num_draws)):
             if count < 1 or (antithetic and count % 2):
                 even = " and even (draws come in pairs ±ε)" if antithetic else ""
@@ -117,8 +141,8 @@ class ProbeConfig:
     @property
     def concepts_per_part(self) -> int:
         """Small enough that little is lost when a run is stopped and that processes end together, large enough that
-        batches are full."""
-        return 2
+        batches are full (with `adaptive` on, also in late stages, when few questions are open)."""
+        return 8 if self.adaptive.enabled else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +180,8 @@ class LanguageProbeConfig:
     answers: AnswerConfig = field(default_factory=lambda: AnswerConfig(num_renderings=10, num_draws=1))
     """Of these, `num_renderings` alone says something here: the exemplar sets of the greedy reading (T = 0)."""
     samples: LanguageSampleConfig = field(default_factory=LanguageSampleConfig)
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    """Of the sampled reading alone, which then ends with the first rendering in which a sample is right."""
 
     def __post_init__(self) -> None:
         for name in ("shots", "num_draws", "batch_size", "max_answer_tokens"):

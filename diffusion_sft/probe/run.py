@@ -26,6 +26,7 @@ from ..parts import Parts
 from ..processes import is_main, wait_for_everyone
 from ..records import EXEMPLAR, PROBED, ConceptSet, Draws, Example
 from ..settings import settings_dict
+from .adaptive import adaptive_answers
 from .config import LanguageProbeConfig, ProbeConfig
 from .samples import SAMPLE_COLUMNS, Sampling
 from .scores import own_caption, score
@@ -69,10 +70,11 @@ def probe(
         result = _read(learner, config, _Work(examples, questions, sampling), parts)
     wait_for_everyone()  # all have read the parts, which may now go
     if is_main():
+        saved = _saved(result, _Work(examples, questions, sampling), config)
         for name in TABLES:
             write_table(folder / f"{name}.parquet", getattr(result, name))
         record: dict[str, Any] = {"key": key, "base": learner.identity(), "config": settings_dict(config)}
-        record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)}
+        record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)} | saved
         write_json(folder / "probe.json", record)
         parts.remove()
     wait_for_everyone()
@@ -96,12 +98,15 @@ def _read(learner: Learner, config: ProbeConfig | LanguageProbeConfig, work: _Wo
         return num_evaluations([question.query for question in questions], draws.count)
 
     def ask(questions: Sequence[Question]) -> pd.DataFrame:
+        if isinstance(config, ProbeConfig) and config.adaptive.enabled:
+            return adaptive_answers(learner, questions, config)
         return answer(learner, questions, draws, config.batch_size)
 
     total = count_scores(work.examples) + count_answers(work.questions)
     asked = f"{len(work.examples)} examples and {len(work.questions)} questions"
     if is_main():
-        print(f"probe: {total:,} network evaluations for {asked}", file=sys.stderr)
+        most = "at most " if config.adaptive.enabled else ""
+        print(f"probe: {most}{total:,} network evaluations for {asked}", file=sys.stderr)
     parts.expect(total)
     scores = parts.table("scores", work.examples, lambda some: score(learner, some, config), count_scores)
     answers = parts.table("answers", work.questions, ask, count_answers)
@@ -116,6 +121,34 @@ def _read(learner: Learner, config: ProbeConfig | LanguageProbeConfig, work: _Wo
         answers=answers.sort_values(["concept", "rendering"], ignore_index=True),
         samples=samples.sort_values(["concept", "sample"], ignore_index=True),
     )
+
+
+def _saved(result: ProbeResult, work: _Work, config: ProbeConfig | LanguageProbeConfig) -> dict[str, Any]:
+    """What an adaptive probe took and what its whole budget would have been, for each table and together."""
+    if not config.adaptive.enabled:
+        return {}
+    fixed = config.evaluations_per_caption - config.num_draws
+    cues = {example.id: len({NULL_CUE, example.caption}) for example in work.examples}
+    scored = (result.scores["num_draws"] + fixed) * result.scores["example_id"].map(cues)
+    missed = _missed(work.questions, result.answers)
+    drawn = work.sampling.num_evaluations(missed) if work.sampling and config.samples.num_samples else 0
+    budget = {
+        "scores": sum(cues.values()) * config.evaluations_per_caption,
+        "answers": num_evaluations([question.query for question in work.questions], config.answers.num_draws),
+        "samples": drawn,
+    }
+    most = len({question.concept for question in missed}) * config.samples.num_samples
+    used = {
+        "scores": int(scored.sum()),
+        "answers": int(result.answers["num_evaluations"].sum()),
+        "samples": round(drawn * len(result.samples) / most) if drawn else 0,
+    }
+    taken, whole = sum(used.values()), sum(budget.values())
+    print(
+        f"probe: {taken:,} network evaluations did for {whole:,}, {whole / taken:.1f} times as many", file=sys.stderr
+    )
+    stages = {name: {"used": used[name], "budget": budget[name]} for name in TABLES}
+    return {"num_evaluations": taken, "num_evaluations_of_budget": whole, "adaptive": stages}
 
 
 def num_evaluations(queries: Sequence[Query], per_cue: int) -> int:
@@ -169,6 +202,8 @@ def _key(
     settings: dict[str, Any] = settings_dict(config)
     settings.pop("batch_size")
     settings["samples"].pop("batch_size")
+    if not config.adaptive.enabled:
+        settings.pop("adaptive")  # so that what was probed before there was such a setting is still current
     if isinstance(config, ProbeConfig):
         settings["reconstruction"] = asdict(config.round_trip) if config.round_trip else None
         settings["reconstruction_draws"] = config.reconstruction.num_draws if config.error_kind == "sdedit" else None

@@ -67,16 +67,37 @@ def draw_and_read(
 ) -> pd.DataFrame:
     """Draw `num_samples` pictures of each concept asked about and have them read; one row each (`SAMPLE_COLUMNS`).
 
+    With `adaptive` on they are drawn a quarter at a time, and a concept's last ones are those among which a right one is.
+
     Args:
         learner: draws the pictures.
         questions: whose templates and words make the prompts; sample s takes the concept's rendering s, in turn.
         config: seed and sampling settings.
         read_labels: names what each picture shows.
     """
+    count = config.samples.num_samples
+    at_a_time = -(-count // 4) if config.adaptive.enabled else count
+    tables: list[pd.DataFrame] = []
+    for start in range(0, count, at_a_time):
+        found = {concept for table in tables for concept in table.loc[table["correct"], "concept"]}
+        if left := [question for question in questions if question.concept not in found]:
+            samples = range(start, min(start + at_a_time, count))
+            tables.append(_draw_and_read(learner, left, samples, config, read_labels))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _draw_and_read(
+    learner: Learner,
+    questions: Sequence[Question],
+    samples: Sequence[int],
+    config: ProbeConfig,
+    read_labels: ReadLabels,
+) -> pd.DataFrame:
+    """These samples of each concept."""
     rows = []
     for concept in dict.fromkeys(question.concept for question in questions):
         own = [question for question in questions if question.concept == concept]
-        for sample in range(config.samples.num_samples):
+        for sample in samples:
             question = own[sample % len(own)]
             seed = identity_seed(config.seed, "sample", concept, sample)
             prompt = fill(question.template, question.words)
@@ -100,7 +121,24 @@ def num_sample_evaluations(questions: Sequence[Question], config: ProbeConfig) -
 
 
 def speak(speaker: Speaker, questions: Sequence[Question], config: LanguageProbeConfig) -> pd.DataFrame:
-    """One row for each sampled text; `sample` counts through a concept's renderings."""
+    """One row for each sampled text; `sample` counts through a concept's renderings.
+
+    With `adaptive` on these are asked one after another, and a concept's last one is that in which a right sample is.
+    """
+    if not config.adaptive.enabled:
+        return _speak(speaker, questions, config)
+    tables: list[pd.DataFrame] = []
+    for rendering in sorted({question.rendering for question in questions}):
+        found = {concept for table in tables for concept in table.loc[table["correct"], "concept"]}
+        left = [
+            question for question in questions if question.rendering == rendering and question.concept not in found
+        ]
+        if left:
+            tables.append(_speak(speaker, left, config))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _speak(speaker: Speaker, questions: Sequence[Question], config: LanguageProbeConfig) -> pd.DataFrame:
     each = config.samples_per_rendering
     texts = speaker.sample(
         questions,

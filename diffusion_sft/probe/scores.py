@@ -18,6 +18,7 @@ import pandas as pd
 from ..learner import Learner, Query, Reading
 from ..numerics.quadrature import estimator_named, standard_error
 from ..records import Draws, Example
+from .adaptive import adaptive_readings
 from .config import LanguageProbeConfig, ProbeConfig
 
 SCORE_COLUMNS = (
@@ -41,7 +42,10 @@ def score(learner: Learner, examples: Sequence[Example], config: ProbeConfig | L
     """One row per example, in the order given, with `SCORE_COLUMNS`."""
     draws = Draws(seed=config.seed, count=config.num_draws, estimator=config.estimator)
     queries = [own_caption(e) for e in examples]
-    readings = learner.surprise(queries, draws, batch_size=config.batch_size)
+    if isinstance(config, ProbeConfig) and config.adaptive.enabled:
+        readings = adaptive_readings(learner, queries, config)
+    else:
+        readings = learner.surprise(queries, draws, batch_size=config.batch_size)
     returned: Sequence[np.ndarray] = [np.full((2, 1), np.nan)] * len(queries)
     if isinstance(config, ProbeConfig) and config.round_trip is not None:
         noises = Draws(seed=config.seed, count=config.reconstruction.num_draws, estimator=config.estimator)
@@ -97,5 +101,9 @@ def score_of(reading: Reading, draws: Draws) -> dict[str, Any]:
         "uniform_mse": uniform,
         "uniform_null_mse": uniform_null,
     }
-    settings = {"estimator": draws.estimator, "num_draws": draws.count, "num_dims": reading.num_dims}
+    settings = {
+        "estimator": draws.estimator,
+        "num_draws": reading.squared_error.shape[1],
+        "num_dims": reading.num_dims,
+    }
     return settings | {name: float(number) for name, number in numbers.items()}

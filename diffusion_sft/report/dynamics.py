@@ -85,7 +85,7 @@ def half_dynamics(run: Run, reference: Reference) -> HalfDynamics:
     roles = asked_roles(run) if "single" not in missing else []
     changed = treatments(run)
     return HalfDynamics(
-        heading=run.nouns.model.capitalize(),
+        heading=run.nouns.model.capitalize() + (f", method {run.method}" if run.method else ""),
         sentences=tuple(dynamics_sentences(run)),
         fit=() if "fit" in missing else tuple(_fit_panels(run)),
         single=tuple(table for role in roles if (table := single_category_table(run, role))),

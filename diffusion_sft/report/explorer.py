@@ -14,10 +14,10 @@ from typing import Any
 from markupsafe import Markup
 
 from ..errors import UserError
-from ..records import CATEGORIES, DIFFUSION, ConceptSet, identity_seed
+from ..records import CATEGORIES, DIFFUSION, SHOWN_IMAGES, ConceptSet, identity_seed
 from .concept_frames import concept_frames, left_out_runs
 from .embedded import columns_of, script_json
-from .grids import GRID_SEEDS, Album, generated_pictures, real_pictures
+from .grids import Album, generated_pictures, real_pictures
 from .run import Run
 from .svg import MARKERS
 from .systems_words import CLASSES, SYSTEMS
@@ -109,7 +109,7 @@ def _pictures(run: Run, concept_set: ConceptSet, album: Album) -> dict[str, Any]
     drawn: list[list[Any]] = [[] for _ in names]
     for place in sorted(range(len(names)), key=lambda place: identity_seed(0, "explorer", names[place])):
         name = names[place]
-        indices = sorted({index for pictures in made for index in pictures.get(name, {})})[:GRID_SEEDS]
+        indices = sorted({index for pictures in made for index in pictures.get(name, {})})[:SHOWN_IMAGES]
         for index in indices:
             paths = [pictures.get(name, {}).get(index) for pictures in made]
             row = [next(iter(shelf.put([path])), None) if path else None for path in paths]

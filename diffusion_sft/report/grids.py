@@ -17,7 +17,7 @@ from PIL import Image
 from ..concepts.images import UnreadableImage, load_image
 from ..errors import UserError
 from ..files import read_json
-from ..records import CATEGORIES, HELDOUT, REFERENCE, TRAIN, ConceptSet, identity_seed
+from ..records import CATEGORIES, HELDOUT, REFERENCE, SHOWN_IMAGES, TRAIN, ConceptSet, identity_seed
 from .run import Run
 from .wording import cut
 
@@ -27,8 +27,8 @@ SIDE = 128
 PICTURE_BYTES = 4_000_000
 """What all pictures together may take of the page."""
 
-GRID_CONCEPTS, GRID_SEEDS = 6, 2
-"""Concepts per bucket and rows per concept in the sample grids."""
+GRID_CONCEPTS = 6
+"""Concepts per bucket in the sample grids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def _rows(
     made: Sequence[Mapping[str, Mapping[int, Path]]],
     album: Album,
 ) -> tuple[GridRow, ...]:
-    indices = sorted({index for pictures in made for index in pictures.get(concept, {})})[:GRID_SEEDS]
+    indices = sorted({index for pictures in made for index in pictures.get(concept, {})})[:SHOWN_IMAGES]
     rows = []
     for place, index in enumerate(indices):
         cells = [album.picture(real[place], f"real picture of {cut(concept)}") if place < len(real) else None]

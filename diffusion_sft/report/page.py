@@ -180,8 +180,8 @@ def _shared(run: Run) -> dict[str, Any]:
 
 
 def _dynamics(runs: Mapping[str, Run]) -> list[HalfDynamics]:
-    """The halves whose fine-tuning runs were summarised."""
-    return [half_dynamics(run, load_reference()) for run in runs.values() if run.dynamics]
+    """The halves whose fine-tuning runs were summarised, one for each method where there are several."""
+    return [half_dynamics(own, load_reference()) for run in runs.values() if run.dynamics for own in run.by_method()]
 
 
 def _systems(runs: Mapping[str, Run]) -> list[HalfSystems]:

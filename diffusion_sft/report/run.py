@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,8 @@ class Run:
     """What the stage wrote about itself; empty where it was not run."""
     study: Mapping[str, Any]
     missing: tuple[str, ...]
+    method: str = ""
+    """The only one that `dynamics` is about, where the half has several (`by_method`)."""
 
     @property
     def nouns(self) -> Nouns:
@@ -153,7 +155,15 @@ class Run:
     @property
     def prefix(self) -> str:
         """What the identities of this half's tables and drawings begin with."""
-        return "" if self.learner == DIFFUSION else f"{self.learner}-"
+        learner = "" if self.learner == DIFFUSION else f"{self.learner}-"
+        return f"{learner}{self.method}-" if self.method else learner
+
+    def by_method(self) -> list[Run]:
+        """The same half once for each method that its dynamics are about, with the tables of that method alone."""
+        whole = {name: table for name, table in self.dynamics.items() if "method" in table}
+        methods = dict.fromkeys(str(method) for table in whole.values() for method in table["method"])
+        own = {method: {n: t[t["method"] == method] for n, t in whole.items()} for method in methods}
+        return [replace(self, method=m, dynamics=own[m]) for m in methods] if len(methods) > 1 else [self]
 
     @property
     def first_runs(self) -> tuple[MixRun, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..records import CATEGORIES, DIFFUSION, LLM
+from ..records import CATEGORIES, DIFFUSION, LLM, SHOWN_IMAGES
 from ..report.wording import plural
 from .place import Place
 from .training import Training, finetune_progress, is_finetune, is_finished
@@ -194,19 +195,22 @@ def _tuning(tunings: Sequence[Place], planned: int | None, seconds: float | None
 
 
 def _num_runs(own: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
-    """Every mix with every seed; None where the settings are not known."""
+    """Every mix with every method and every seed; None where the settings are not known."""
     if not own:
         return None
     mixes, seeds = own.get("mixes"), own.get("seeds") or settings.get("seeds")
-    num_seeds = max(1, len(seeds)) if isinstance(seeds, list) else 1
-    return len(mixes) * num_seeds if isinstance(mixes, list) else None
+    each = [max(1, len(varied)) for varied in (seeds, own.get("methods")) if isinstance(varied, list)]
+    return len(mixes) * math.prod(each) if isinstance(mixes, list) else None
 
 
 def _drawings(place: Place, own: Mapping[str, Any], num_concepts: int | None) -> list[Stage]:
     """Pictures for the evaluation: models that all pictures were drawn with, and how many of the last one."""
     folders = [entry for entry in (place / "evaluate").entries() if (entry / "images").is_folder]
     num_models = 1 + (_num_runs(own, own) or 0)
-    each = whole(mapping(own.get("evaluate")).get("num_images_per_concept"))
+    settings = mapping(own.get("evaluate"))
+    each = whole(settings.get("num_images_per_concept"))
+    if each and settings.get("keep_images") is False:
+        each = min(each, SHOWN_IMAGES)
     if not folders:
         return [Stage(name="pictures", state=OPEN)]
     last = max(folders, key=lambda entry: max(entry.changed, (entry / "images").changed))

@@ -2,6 +2,7 @@
 
     python scripts/bench/probe.py                                     # the shipped base on the embedded world
     python scripts/bench/probe.py --base FOLDER --concepts FOLDER     # any pipeline, any concept set
+    python scripts/bench/probe.py --gpu                               # evaluations a second instead, see probe_speed.py
 
 Every held-out example chosen is read many times with fresh seeds by each estimator, at equal network evaluations.
 `sd` is the spread of the gain over seeds, `bias` its distance from a long run of the default estimator, `rmse` both,
@@ -159,6 +160,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--gpu", action="store_true", help="time the probe beside plain loops instead (any device)")
+    parser.add_argument("--plain-examples", type=int, default=1, help="of --gpu: examples that plain loops read")
+    parser.add_argument(
+        "--compile-mode", help="of --gpu: time the compiled network too, in this mode of torch.compile"
+    )
     parser.add_argument("--output", default="runs/bench/probe.json")
     return parser.parse_args()
 
@@ -166,6 +172,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, compare, print, write."""
     chosen = arguments()
+    if chosen.gpu:
+        import probe_speed  # a neighbour that is on the path of this script, not of those that import from it
+
+        with tempfile.TemporaryDirectory() as folder:
+            concept_set = read_concepts(chosen.concepts, Path(folder) / "world")
+            probe_speed.run(chosen, chosen_examples(concept_set, chosen.num_examples), concept_set)
+        return
     learner = DiffusionLearner.load(chosen.base, device=chosen.device)
     with tempfile.TemporaryDirectory() as folder:
         examples = chosen_examples(read_concepts(chosen.concepts, Path(folder) / "world"), chosen.num_examples)
