@@ -144,6 +144,8 @@ ALIASES: dict[str, Alias] = {
     "full_fp16": _no(KOHYA, _MASTERS),
     "fp8_base": _no(KOHYA, _MASTERS),
     "no_half_vae": _no(KOHYA, "half precision is never used where a VAE fails in it; leave it out"),
+    "torch_compile": _read(KOHYA, "compile_mode", values={"true": "default", "false": None}),
+    "dynamo_backend": _no(KOHYA, "torch's own backend (inductor) is used; give compile_mode=default"),
     "xformers": _no(KOHYA, _ATTENTION),
     "sdpa": _no(KOHYA, _ATTENTION),
     "mem_eff_attn": _no(KOHYA, _ATTENTION),

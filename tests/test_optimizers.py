@@ -137,7 +137,7 @@ def test_adamw_is_torchs_with_the_settings() -> None:
     for update in range(1, 6):
         one_step(ours, mine, update)
         one_step(theirs, reference, update)
-        torch.testing.assert_close(ours, {n: p for n, p in theirs.items()}, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_adafactor_moves_at_the_rate_of_the_run() -> None:
