@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -63,6 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options)
     except UserError as error:
         print(f"diffusion-sft: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = error.filename or "the disk"
+        print(f"diffusion-sft: {where}: {error.strerror}; make room and run the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("diffusion-sft: stopped; run the same command again to go on", file=sys.stderr)

@@ -1,18 +1,22 @@
-"""Files that are either whole or absent: temporary file, fsync, rename."""
+"""Files that are either whole or absent (temporary file, fsync, rename), and folders that one process works in at a time."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowException
 
 from .errors import UserError
 
@@ -30,6 +34,7 @@ def replaced(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -39,12 +44,15 @@ def replaced(path: Path) -> Iterator[Path]:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
+        for inside in (*temporary.rglob("*"), temporary):
+            if inside.is_dir():
+                _sync_folder(inside)
+            elif inside.is_file():
+                with inside.open("rb") as stream:
                     os.fsync(stream.fileno())
         temporary.chmod(0o755)
         if path.exists():
@@ -54,9 +62,68 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        recover_folder(path)
         raise
+
+
+def recover_folder(path: Path) -> None:
+    """Put a folder back that was being replaced when its process died, and remove what is left of older ones."""
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.old.*")):
+        if not path.exists() and (old / path.name).exists():
+            os.replace(old / path.name, path)
+        shutil.rmtree(old)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that is named after what it holds; it loses its name first, so that no half ever bears it."""
+    doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder inside the block; a lock dies with its process, however that dies.
+
+    The lock stands beside the folder, which may have to be empty.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    if os.name != "posix":  # Others have no such locks.
+        yield
+        return
+    import fcntl
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise UserError(
+                f"{folder}: {owner} is at work there; wait for it, or choose another output_dir"
+            ) from None
+        stream.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})")
+        stream.flush()
+        yield
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk too."""
+    if os.name != "posix":  # Others do not open folders.
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,14 +143,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # Among them endless integers and bytes that are no UTF-8.
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read JSON that is an object; UserError for anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: JSON, but no object (it holds a {type(found).__name__})")
+    return found
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table atomically as parquet at `path` and as CSV beside it."""
     with replaced(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
     with replaced(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False)
 
@@ -91,11 +168,12 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """Read a parquet table; a missing or broken file is a UserError that names it."""
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such table; run the stage that writes it first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable parquet table ({error})") from None
+    except (OSError, ValueError, ArrowException) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable parquet table ({reason}); remove it and run again") from None
 
 
 def file_hash(path: Path) -> str:

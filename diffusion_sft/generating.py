@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,11 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.solver == "sequential" and self.eta:
             raise ValueError(f"eta={self.eta} needs one of the parallel solvers, for example solver=picard")
+        for name in ("num_images", "num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.prompts or not math.isfinite(self.guidance_scale):
+            raise ValueError("prompts must not be empty, and guidance_scale must be a number")
         if self.window is not None and self.solver not in ("picard", "anderson"):
             raise ValueError(f"window={self.window} belongs to solver=picard and solver=anderson")
         Picard(window=self.window, tolerance=self.tolerance)

@@ -35,7 +35,7 @@ class Problem:
 
 def problems_table(problems: Iterable[Problem]) -> pd.DataFrame:
     """One row per skipped row or file: where, file, reason."""
-    rows = [(problem.where, problem.file, problem.reason) for problem in problems]
+    rows = [tuple(map(printable, (problem.where, problem.file, problem.reason))) for problem in problems]
     return pd.DataFrame(rows, columns=["where", "file", "reason"], dtype=str)
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import pandas as pd
+from pyarrow import parquet
 from tqdm.auto import tqdm
 
 from .files import read_table, replaced
@@ -96,13 +97,13 @@ class Parts:
             concepts_per_part: where this table's parts are smaller or larger than the others'.
         """
         parts = self._parts(name, items, count, concepts_per_part or self.concepts_per_part)
-        missing = {part for part in parts if not part.file.exists()}
+        missing = {part for part in parts if not _is_whole(part.file)}
         self.expect(sum(part.num_evaluations for part in missing) - sum(part.num_evaluations for part in parts))
         wait_for_everyone()  # until then nobody writes, so that all count the same parts as missing
         for part in parts[process_index() :: process_count()]:
             if part in missing:
                 with replaced(part.file) as temporary:
-                    compute(part.items).to_parquet(temporary, index=False)
+                    compute(part.items).to_parquet(temporary, index=False, write_page_checksum=True)
                 self._done(missing, {part} | self._of_others(missing))
         wait_for_everyone()
         table = _joined([part.file for part in parts])
@@ -139,12 +140,21 @@ class Parts:
     def _advance(self, num_evaluations: int) -> None:
         self.num_evaluations += num_evaluations
         self._bar.update(num_evaluations)
-        if not self._told and self.seconds > 2:
+        if not self._told and self.num_evaluations and self.seconds > 2:
             # Where standard error is no terminal there is no bar, and this line is all that tells the time.
             rate = self.num_evaluations / self.seconds
             left = (self._expected - self.num_evaluations) / rate
             self._bar.write(f"{self.stage}: {rate:,.0f} evaluations/s, about {_duration(left)} left", file=sys.stderr)
             self._told = True
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a part is there with its end, which a power failure may have cut off."""
+    try:
+        parquet.read_metadata(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _joined(files: Sequence[Path]) -> pd.DataFrame:

@@ -37,7 +37,7 @@ def load_settings(schema: type[T], path: Path | None, overrides: Sequence[str] =
             raise UserError(f"override {override!r}: expected key=value, for example seed=1")
         try:
             dotted = OmegaConf.from_dotlist([override])
-        except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        except (YAMLError, OmegaConfBaseException, ValueError, LookupError) as error:
             raise UserError(f"override {override!r}: {_first_line(error)}") from None
         secret = override.split("=")[0].endswith("token")
         node = _merged(schema, node, dotted, "override of a token" if secret else f"override {override!r}")
@@ -80,7 +80,7 @@ def _merged(schema: type, node: Any, other: Any, where: str) -> Any:
     _check_keys(schema, ours, where, "")
     try:
         return OmegaConf.merge(node, other if ours == given else OmegaConf.create(ours))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
 

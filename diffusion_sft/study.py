@@ -6,7 +6,7 @@ concepts -> probe -> buckets -> fine-tune on mixes -> generate and evaluate -> s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .evaluate import (
 )
 from .evaluate.cache import FeatureCache
 from .executing import on_ray, ray_joined
+from .files import locked
 from .language_study import LanguageStudy
 from .learner import PIPELINE_LAYOUT
 from .learners.diffusion import DiffusionLearner
@@ -37,7 +38,7 @@ from .machine import evaluations_per_second
 from .plan import RAY, PlannedRun, StudyConfig, planned_runs
 from .planning.counting import network_evaluations
 from .probe import ProbeResult, picture_samples, probe
-from .processes import main_first
+from .processes import is_main, main_first
 from .records import DIFFUSION, HELDOUT, LLM, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
 from .solve.run import Task
@@ -233,6 +234,11 @@ HALVES: Mapping[str, Callable[[StudyConfig], Story]] = {LLM: LanguageStudy, DIFF
 def run_study(config: StudyConfig, until: str = "report") -> Path | None:
     """Run a study's halves up to a stage, the language model's first; returns the report's path when that is the last
     stage, to the main process."""
+    with locked(Path(config.output_dir)) if is_main() else nullcontext():
+        return _run_study(config, until)
+
+
+def _run_study(config: StudyConfig, until: str) -> Path | None:
     kinds = [kind for learner, kind in HALVES.items() if learner in config.learners]
     if config.executor == RAY and "finetune" in stages_until(until):
         with ray_joined(config.ray):

@@ -56,6 +56,8 @@ def read_caption(path: Path) -> str:
         ValueError: it cannot be read, is not UTF-8 text, or is far too long for a caption.
     """
     try:
+        if not path.is_file():  # A pipe would be waited for.
+            raise ValueError(f"its caption file {path.name} is no plain file")
         content = path.read_bytes() if path.stat().st_size <= LARGEST_CAPTION else None
     except OSError as error:
         raise ValueError(f"its caption file {path.name} cannot be read ({error.strerror})") from None

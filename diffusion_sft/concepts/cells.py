@@ -69,7 +69,7 @@ def row_of(root: Path, where: str, record: dict[str, Any], columns: list[str], c
         raise ValueError(f"{missing}, and nothing else names its concept")
     read = {config.image_column, config.caption_column, config.concept_column, config.split_column}
     further = {
-        key: scalar(value)
+        scalar(key): scalar(value)
         for key, value in record.items()
         if key and key not in read | {WORDS_COLUMN, EXPOSURE_COLUMN} and not isinstance(value, (dict, list, bytes))
     }

@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..parsing import Problem, few, seen
+from ..files import read_object
+from ..parsing import Problem, few, printable, seen
 from ..records import HELDOUT
 from .cells import SPLIT_WORDS, check_columns, row_of
 from .config import ConceptSourceConfig
@@ -80,6 +81,7 @@ def _loaded(config: ConceptSourceConfig) -> dict[Any, Any]:
                 raise UserError(
                     f"{folder}: was not written by save_to_disk (no {' or '.join(MARKERS)}); found {seen(folder)}"
                 )
+            _check_files(folder)
             found = datasets.load_from_disk(str(folder))
         else:
             found = datasets.load_dataset(config.path, config.dataset_config_name, revision=config.revision)
@@ -92,6 +94,17 @@ def _loaded(config: ConceptSourceConfig) -> dict[Any, Any]:
     if not parts or not any(len(part) for part in parts.values()):
         raise UserError(f"{config.path}: the data set is empty")
     return parts
+
+
+def _check_files(folder: Path) -> None:
+    """Demand that a saved data set names no files but its own: whoever wrote it may have named any."""
+    for state in folder.rglob("state.json"):
+        listed = read_object(state).get("_data_files") or []
+        names = [entry.get("filename") for entry in listed if isinstance(entry, dict)]
+        for name in map(str, names):
+            inside = Path(name).name == name
+            if not inside or not (state.parent / name).resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{state}: names a file outside the data set ({printable(name)}); nothing is read")
 
 
 def _image_column(part: Any, config: ConceptSourceConfig) -> str:
@@ -137,7 +150,8 @@ def _bytes_of(image: Any, root: Path) -> bytes:
     from huggingface_hub import constants
 
     path = Path(image["path"])
-    allowed = [root.expanduser(), Path(datasets.config.HF_CACHE_HOME), Path(constants.HF_HUB_CACHE)]
+    # Not all of the cache's home: the user's token lies there.
+    allowed = [root.expanduser(), Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
     if not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
         raise ValueError("the image lies outside the data set; save the set with its images embedded")
     try:

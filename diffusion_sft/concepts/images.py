@@ -16,6 +16,14 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
 
+Image.init()
+FORMATS = tuple(
+    kind
+    for kind in ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "HEIF")
+    if kind in Image.OPEN
+)
+"""What is decoded, whatever a file is called. Not EPS, for one: that starts another program on what the file holds."""
+
 BACKGROUND = (255, 255, 255)
 """The colour that shows through where an image is transparent."""
 
@@ -60,7 +68,7 @@ def _decoded(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels on, which cameras reach, and refuses from twice that on.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return ImageOps.exif_transpose(image)
     except (UnreadableImage, MemoryError):

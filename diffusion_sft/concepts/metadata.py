@@ -62,7 +62,8 @@ def _parquet(metadata: Path) -> Iterator[Record | Problem]:
             if not pyarrow.types.is_nested(field.type) and not pyarrow.types.is_binary(field.type)
         ]
         table = pyarrow.parquet.read_table(metadata, columns=scalar)
-    except (OSError, pyarrow.ArrowException) as error:
+        records = table.to_pylist()
+    except (OSError, ValueError, OverflowError, KeyError, pyarrow.ArrowException) as error:
         raise UserError(f"{metadata}: not a readable parquet file ({' '.join(str(error).split())})") from None
-    for number, record in enumerate(table.to_pylist(), start=1):
+    for number, record in enumerate(records, start=1):
         yield f"{metadata.name} row {number}", record

@@ -108,7 +108,7 @@ def _samples(shard: Path, problems: list[Problem], skipped: set[str]) -> Iterato
                 assert stream is not None
                 _take(current, suffix, stream, skipped)
             _check_end(archive)
-    except (tarfile.TarError, OSError, EOFError, UnicodeError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         if current is None:
             raise UserError(f"{shard}: not a readable .tar shard ({' '.join(str(error).split())})") from None
         reason = f"is damaged or cut off after the start of key {current.key}; nothing behind it was read"

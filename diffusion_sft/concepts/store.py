@@ -22,8 +22,8 @@ class Store:
         suffix = next((s for start, s in _SIGNATURES.items() if content.startswith(start)), "")
         name = f"{digest[:2]}/{digest}{suffix}"
         path = self.folder / name
-        # The size tells a file that a crash cut off from a whole one; unlike in run folders nothing is fsynced.
-        if path.is_file() and path.stat().st_size == len(content):
+        # A crash may have cut a file off, or filled it with zeros: unlike in run folders nothing is fsynced.
+        if path.is_file() and path.read_bytes() == content:
             return name
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from ..concepts.images import FORMATS
 from ..errors import UserError
 from ..records import Example
 from .config import FinetuneConfig
@@ -63,7 +64,7 @@ def image_size(path: Path) -> Size:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 # Asking some formats for the tag decodes them; a square has nothing to turn.
                 sideways = image.width != image.height and image.getexif().get(ORIENTATION) in SIDEWAYS
                 if sideways and image.format == "TIFF":

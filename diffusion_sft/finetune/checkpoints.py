@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import UserError
-from ..files import read_json, replaced_folder, write_json
+from ..files import read_json, remove_folder, replaced_folder, write_json
 from ..processes import is_main
 from ..tensor_files import TYPES, Layout, file_order, write_tensor_file
 from .average import AveragedWeights
@@ -181,7 +181,7 @@ def rotate_checkpoints(run: Path, limit: int | None, best: int | None) -> None:
     updates = checkpoint_updates(run)
     for update in updates[:-limit]:
         if update != best:
-            shutil.rmtree(checkpoint_folder(run, update))
+            remove_folder(checkpoint_folder(run, update))
 
 
 def chosen_update(run: Path, resume_from_checkpoint: str) -> int:
@@ -213,7 +213,7 @@ def remove_later(run: Path, update: int) -> list[int]:
     """Remove the checkpoints after `update`, to which a run goes back; returns their updates."""
     later = [other for other in checkpoint_updates(run) if other > update]
     for other in later:
-        shutil.rmtree(checkpoint_folder(run, other))
+        remove_folder(checkpoint_folder(run, other))
     return later
 
 

@@ -30,7 +30,8 @@ from ..records import (
     Example,
 )
 from .config import FinetuneConfig
-from .mixes import ALL, Mix, by_concept, concept_labels, concept_order, first_examples
+from .labels import ALL, concept_labels
+from .mixes import Mix, by_concept, concept_order, first_examples
 
 OUTSIDE = (DEVELOPMENT, TEST, OTHER_RELATIONS)
 ROLES = (TRAINED, HELDOUT, UNTOUCHED, *OUTSIDE)

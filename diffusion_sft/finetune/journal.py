@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pandas as pd
 from accelerate import Accelerator
 from PIL import Image
 
+from ..errors import UserError
 from ..files import read_table, write_table, write_text
 from .dynamics import dynamics_points
 from .evaluations import COLUMNS
@@ -41,20 +44,35 @@ class Journal:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             metrics = self.folder / METRICS
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _update_of(line) <= update))
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
+            kept = [line for line in lines if _update_of(line) <= update]
+            if len(kept) != update:
+                raise UserError(
+                    f"{metrics}: has {len(kept)} of the {update} updates before the checkpoint; go back to an earlier one "
+                    "with resume_from_checkpoint=checkpoint-<N>, or choose another output_dir"
+                )
+            write_text(metrics, "".join(f"{line}\n" for line in kept))
             if not self.evaluations.empty:
                 self._write_evaluations()
+            else:
+                self._remove_evaluations()
+
+    def settle(self) -> None:
+        """Have the lines of metrics on disk, as a checkpoint that counts on them will be."""
+        if self.accelerator.is_main_process and (self.folder / METRICS).is_file():
+            with (self.folder / METRICS).open("rb") as stream:
+                os.fsync(stream.fileno())
 
     def log(self, values: dict[str, Any]) -> None:
-        """Append one line for the update `values["update"]`; None stands for a number that is not finite.
+        """Append one line for the update `values["update"]`; a number that is not finite becomes null.
 
         Numbers go to the trackers too, lists and texts do not.
         """
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(values, allow_nan=False) + "\n")
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+                stream.write(json.dumps(finite, allow_nan=False) + "\n")
+        numbers = {name: value for name, value in finite.items() if isinstance(value, (int, float))}
         shown = {f"train/{name}": value for name, value in numbers.items() if name != "update"}
         self.accelerator.log(shown, step=values["update"])
 
@@ -93,6 +111,12 @@ class Journal:
         write_table(self.folder / EVALUATIONS, self.evaluations)
         write_table(self.folder / DYNAMICS, dynamics_points(self.evaluations))
 
+    def _remove_evaluations(self) -> None:
+        """Those of a run that is begun anew are not this one's."""
+        for name in (ANSWERS, EVALUATIONS, DYNAMICS):
+            (self.folder / name).unlink(missing_ok=True)
+            (self.folder / name).with_suffix(".csv").unlink(missing_ok=True)
+
 
 def _until(table: pd.DataFrame, update: int) -> pd.DataFrame:
     return table[table["update"] <= update].reset_index(drop=True)
@@ -102,5 +126,5 @@ def _update_of(line: str) -> float:
     """The update of a line; infinite for one that was cut short."""
     try:
         return int(json.loads(line)["update"])
-    except json.JSONDecodeError:
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -7,12 +7,14 @@ was not (bit for bit on a CPU). A learner comes in, files go out; the learner it
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from ..files import locked
 from ..learner import Learner
 from ..records import identity_seed
 from .acceleration import accelerated, arithmetic
@@ -49,11 +51,13 @@ def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, fol
         The content of `finetune.json`.
 
     Raises:
-        UserError: another run in the folder, captions that are too long, losses that stay not finite, a full disk.
+        UserError: another run or another process in the folder, captions that are too long, losses or weights that are
+            not finite, a full disk.
         SystemExit: 143 after SIGTERM, with a checkpoint written.
     """
     task = Task(learner=learner, mix=mix, exam=exam, config=config, folder=folder)
-    with arithmetic(config), accelerated(learner.device, config, folder) as accelerator:
+    with arithmetic(config), accelerated(learner.device, config, folder) as accelerator, ExitStack() as stack:
+        stack.enter_context(locked(folder) if accelerator.is_main_process else nullcontext())
         update = chosen_update(folder, config.resume_from_checkpoint)
         record = run_record(learner, mix, exam, config, accelerator)
         summary = finished_summary(folder, record)

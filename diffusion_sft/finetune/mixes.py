@@ -17,7 +17,6 @@ import pandas as pd
 from ..errors import UserError
 from ..records import (
     CATEGORIES,
-    PROBED,
     REFUSAL,
     REGULARISATION,
     SPLITS,
@@ -27,10 +26,9 @@ from ..records import (
     Example,
     identity_seed,
 )
+from .labels import ALL, concept_labels
 from .quotas import check_quotas, shared_out, take
 
-ALL = "all"
-"""The category of every concept where there is no concepts table."""
 BUCKETS = ("known", "unknown")
 
 
@@ -216,30 +214,6 @@ def _check_shares(name: str, shares: Mapping[str, float]) -> None:
 def concept_order(names: Iterable[str], seed: int) -> list[str]:
     """The names in the order that mixes take them; it depends on nothing but the seed and each name."""
     return sorted(names, key=lambda name: (identity_seed(seed, "mix", name), name))
-
-
-def concept_labels(concepts_table: pd.DataFrame | None, concept_set: ConceptSet) -> pd.DataFrame:
-    """Category and bucket of every concept that has examples, indexed by its name; UserError where the table lacks any."""
-    # A class that has regularisation images alone is no concept of the set: it is neither probed nor trained on.
-    classes = {e.concept for e in concept_set.split(REGULARISATION)}
-    classes -= {e.concept for e in concept_set.examples if e.split != REGULARISATION}
-    names = [concept.name for concept in concept_set.concepts if concept.name not in classes]
-    probed = {example.concept for example in concept_set.split(*PROBED)}
-    if concepts_table is None:
-        return pd.DataFrame({"category": ALL, "bucket": ALL}, index=pd.Index(names))
-    absent = [column for column in ("concept", "category", "bucket") if column not in concepts_table]
-    if absent:
-        raise UserError(f"concepts table: no column {', '.join(absent)}; the bucket stage writes them")
-    table = concepts_table.set_index("concept")[["category", "bucket"]]
-    # A concept without held-out images is not probed, so it has no category and is in no mix.
-    names = [name for name in names if name in table.index or name in probed]
-    unlabelled = [name for name in names if name not in table.index]
-    if unlabelled:
-        raise UserError(
-            f"concepts table: no row for {len(unlabelled)} of the set's concepts, the first is {unlabelled[0]}; "
-            "probe and bucket the same set"
-        )
-    return table.loc[names]
 
 
 def _train_examples(mix: MixConfig, concept_set: ConceptSet, seed: int) -> dict[str, tuple[Example, ...]]:

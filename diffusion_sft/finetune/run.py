@@ -16,11 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..errors import UserError
 from ..files import write_text
 from ..learner import Learner, Question
 from ..settings import settings_yaml
 from .checkpoints import (
     Trained,
+    checkpoint_updates,
     load_checkpoint,
     remove_later,
     remove_unfinished,
@@ -36,9 +38,10 @@ from .journal import Journal
 from .mixes import Mix
 from .nonfinite import Nonfinite
 from .sampler import Sampler
-from .sharding import is_sharded, whole_weights
+from .sharding import is_sharded, own_part, total, whole_weights
 from .stepping import Steps
 from .stopping import StopRequest
+from .summary import SUMMARY
 
 
 @dataclass(kw_only=True)
@@ -69,6 +72,9 @@ class Run:
     seconds: float = 0.0
     """Spent by earlier processes on this run."""
     started: float = field(default_factory=time.monotonic)
+    _best: tuple[int, int | None] = (0, None)
+    """For so many rows of evaluations; so is the next."""
+    _converged: tuple[int, int | None] = (0, None)
 
     def __post_init__(self) -> None:
         self.steps = Steps(
@@ -92,13 +98,16 @@ class Run:
         if self.accelerator.is_main_process:
             remove_unfinished(self.folder)
             write_text(self.folder / "config.yaml", settings_yaml(self.config))
-            for later in remove_later(self.folder, update):
-                self.accelerator.print(f"{self.folder}: checkpoint-{later} is removed, to be made again")
+            (self.folder / SUMMARY).unlink(missing_ok=True)  # Of the run before it was made longer.
         if update > 0:
             state = load_checkpoint(self.folder, update, self.trained)
             self.seconds, self.steps.nonfinite = state["seconds"], Nonfinite(**state["nonfinite"])
             self.accelerator.print(f"{self.folder}: going on after update {update}")
         self.journal.rewind(update)
+        self.accelerator.wait_for_everyone()
+        # Last, so that none is lost where the one that is gone back to cannot be read.
+        for later in remove_later(self.folder, update) if self.accelerator.is_main_process else ():
+            self.accelerator.print(f"{self.folder}: checkpoint-{later} is removed, to be made again")
 
     def done(self, update: int) -> bool:
         """Whether this update was the last."""
@@ -150,11 +159,16 @@ class Run:
 
     def saves_at(self, update: int) -> bool:
         """Whether this update's state is to be kept: on schedule, at the end, or as the best so far."""
-        best = update == early_stop_update(self.journal.evaluations)
-        return best or update % self.config.checkpointing_steps == 0 or self.done(update)
+        return update == self.best_update() or update % self.config.checkpointing_steps == 0 or self.done(update)
 
     def save(self, update: int) -> None:
-        """Write a checkpoint, then remove those that are no longer wanted; the main process does, of all one's parts."""
+        """Write a checkpoint, then remove those that are no longer wanted; the main process does, of all one's parts.
+
+        Raises:
+            UserError: a weight is not finite, or the disk is full; the checkpoints before stay.
+        """
+        self._check_weights(update)
+        self.journal.settle()
         if self.accelerator.is_main_process or is_sharded(self.trained.parameters.values()):
             state = {
                 "record": dict(self.record),
@@ -163,13 +177,21 @@ class Run:
             }
             save_checkpoint(self.folder, update, self.trained, state)
         if self.accelerator.is_main_process:
-            best = early_stop_update(self.journal.evaluations)
-            rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, best)
+            rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, self.best_update())
         self.accelerator.wait_for_everyone()
 
     def converged(self) -> int | None:
         """The first evaluation, after one pass over the set, at which all trained examples asked were fitted."""
-        return converged_update(self.journal.evaluations, self.sampler.updates_per_pass)
+        if (count := len(self.journal.evaluations)) != self._converged[0]:
+            found = converged_update(self.journal.evaluations, self.sampler.updates_per_pass)
+            self._converged = count, found
+        return self._converged[1]
+
+    def best_update(self) -> int | None:
+        """The evaluation of the early stop, as far as the run has come."""
+        if (count := len(self.journal.evaluations)) != self._best[0]:
+            self._best = count, early_stop_update(self.journal.evaluations)
+        return self._best[1]
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
@@ -186,6 +208,22 @@ class Run:
     def elapsed_seconds(self) -> float:
         """Spent on this run by all processes that worked on it one after another."""
         return self.seconds + time.monotonic() - self.started
+
+    def _check_weights(self, update: int) -> None:
+        """Raise UserError where a weight or its average is not finite, on every process alike."""
+        tensors = [
+            *self.trained.parameters.values(),
+            *(self.trained.average.tensors.values() if self.trained.average else ()),
+        ]
+        flags = [(~torch.isfinite(own_part(tensor))).any().float().to(self.accelerator.device) for tensor in tensors]
+        if float(total(torch.stack(flags).sum(), self.trained.parameters.values())) == 0:
+            return
+        last = max(checkpoint_updates(self.folder), default=None)
+        good = f"checkpoint-{last} is the last good one" if last is not None else "there is no checkpoint yet"
+        raise UserError(
+            f"{self.folder}: weights are not finite after update {update}; {good}; lower learning_rate, or use "
+            "mixed_precision bf16 or no"
+        )
 
     def _ask(self, questions: Sequence[Question]) -> pd.DataFrame:
         """Each process asks its share, and every process gets all answers."""

@@ -31,6 +31,8 @@ INSPECTED = 10
 """At this update the run looks whether its weights move, and every so many how far the average is behind them."""
 IMMOBILE = 1e-8
 """A relative change of the weights in one update below which training is most likely in vain."""
+LOWEST_SCALE = 2.0**-10
+"""Gradients that overflow under a loss scaled down this far are no numbers at any scale."""
 logger = logging.getLogger(__name__)
 
 
@@ -126,7 +128,7 @@ class Steps:
         if not math.isfinite(mean):
             self._skip(report, "loss", losses, None)
             return
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
+        if not math.isfinite(norm) and self._no_search_for_a_scale():
             self._skip(report, "gradient", losses, mean)
             return
         if report.update == 1 and norm == 0.0:
@@ -135,6 +137,11 @@ class Steps:
         self.nonfinite.took()
         self.mean_loss = mean
         self._log(report, {"loss": mean, "grad_norm": norm if math.isfinite(norm) else None, **measured})
+
+    def _no_search_for_a_scale(self) -> bool:
+        """Whether a gradient that is not finite is a fault, and no overflow that a gradient scaler is still to lower."""
+        scaler = self.accelerator.scaler
+        return scaler is None or scaler.get_scale() < LOWEST_SCALE
 
     def _clip(self) -> torch.Tensor:
         """Cut the gradient to max_grad_norm; its norm before, which may be infinite or no number."""

@@ -60,6 +60,8 @@ def finished_summary(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] 
         return None
     summary: dict[str, Any] = read_json(folder / SUMMARY)
     check_same_run(summary["record"], record, folder)
+    if not all((folder / path).exists() for path in summary.get("exports", {}).values()):
+        return None
     more = record["max_train_steps"] > summary["record"]["max_train_steps"]
     return None if more and summary["stopping_reason"] == "budget" else summary
 

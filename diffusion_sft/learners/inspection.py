@@ -14,7 +14,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, read_object
 
 Architecture = Literal["sd1", "sd2", "sdxl"]
 """sd1: OpenAI's CLIP (SD 1.x). sd2: OpenCLIP (SD 2.x). sdxl: both, with SDXL's size conditioning."""
@@ -63,17 +63,17 @@ def check_folder(folder: Path, variant: str | None, *, weights: bool = True) -> 
     Raises:
         UserError: naming the file that is missing, broken or of another kind.
     """
-    index = read_json(folder / "model_index.json")
+    index = read_object(folder / "model_index.json")
     architecture = _architecture(folder, index)
     networks = [name for name in _NETWORKS if architecture == "sdxl" or name != "text_encoder_2"]
     tokenizers = ["tokenizer", "tokenizer_2"] if architecture == "sdxl" else ["tokenizer"]
     for name in (*networks, *tokenizers):
         _check_class(folder, name, index.get(name))
     for name in networks:
-        read_json(folder / name / "config.json")
+        read_object(folder / name / "config.json")
     for name in tokenizers:
-        _check_tokenizer(folder / name)
-    read_json(folder / "scheduler" / "scheduler_config.json")
+        check_tokenizer(folder / name)
+    read_object(folder / "scheduler" / "scheduler_config.json")
     _check_denoiser(folder)
     if weights:
         files = {name: weight_files(folder, name, variant) for name in networks}
@@ -189,7 +189,7 @@ def _architecture(folder: Path, index: Mapping[str, Any]) -> Architecture:
         raise UserError(f"{folder / 'model_index.json'}: a {kind}; {known}")
     if kind == "StableDiffusionXLPipeline":
         return "sdxl"
-    text = read_json(folder / "text_encoder" / "config.json")
+    text = read_object(folder / "text_encoder" / "config.json")
     return "sd2" if text.get("hidden_act", "quick_gelu") == "gelu" else "sd1"
 
 
@@ -205,8 +205,11 @@ def _check_class(folder: Path, name: str, entry: Any) -> None:
         raise UserError(f"{folder / 'model_index.json'}: {name} is {found}, not a {expected}")
 
 
-def _check_tokenizer(part: Path) -> None:
-    """Without its files transformers 5 makes a tokenizer that reads every word as unknown, and says nothing."""
+def check_tokenizer(part: Path) -> None:
+    """Raise UserError where a tokenizer's files are missing or broken.
+
+    Without its files transformers 5 makes a tokenizer that reads every word as unknown, and says nothing.
+    """
     whole = part / "tokenizer.json"
     for file in [whole] if whole.is_file() else [part / "vocab.json", part / "merges.txt"]:
         try:
@@ -225,7 +228,7 @@ def _refuse_pointer(file: Path, start: bytes) -> None:
 
 def _check_denoiser(folder: Path) -> None:
     """Text-to-image networks take latents alone, and as many channels as the VAE makes."""
-    config, vae = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
+    config, vae = (read_object(folder / name / "config.json") for name in ("unet", "vae"))
     taken, made = config.get("in_channels", 4), vae.get("latent_channels", 4)
     if taken != made:
         raise UserError(
@@ -235,8 +238,9 @@ def _check_denoiser(folder: Path) -> None:
 
 
 def _shards(index: Path) -> list[Path]:
-    listed = read_json(index)
-    names = sorted(set(listed.get("weight_map", {}).values())) if isinstance(listed, dict) else []
+    named = read_object(index).get("weight_map")
+    values = list(named.values()) if isinstance(named, dict) else []
+    names = sorted(set(values)) if all(isinstance(name, str) for name in values) else []
     # Names come from a file that anybody may have written: they must stay in its folder.
     if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise UserError(f"{index}: not an index of safetensors shards beside it")

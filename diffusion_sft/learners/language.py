@@ -40,7 +40,7 @@ from .drafting import context_length
 from .exact_match import is_right, normalised
 from .language_export import save_language_model
 from .language_loading import ADAPTER_FILE, LoadedLanguageModel, language_weight_hashes, load_language_model
-from .likelihood import Continued, answer_nats
+from .likelihood import Continued, answer_nats, finite
 from .modes import evaluating
 from .network import to_device
 from .prompts import ClosedBook, Prompt, Prompts
@@ -134,7 +134,8 @@ class LanguageLearner(Learner):
             for rendering in range(count)
         ]
         nats = iter(self._nats(pairs, batch_size))
-        return [_reading([[next(nats) for _ in range(count)] for _ in (NULL_CUE, *query.cues)]) for query in queries]
+        rows = [[[next(nats) for _ in range(count)] for _ in (NULL_CUE, *query.cues)] for query in queries]
+        return [_reading(finite(own, query.example.id)) for own, query in zip(rows, queries, strict=True)]
 
     def answer(self, questions: Sequence[Question], draws: Draws, *, batch_size: int) -> list[Answer]:
         """The greedy text of each question in its rendering, and its true answer's error and gain there."""

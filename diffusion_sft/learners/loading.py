@@ -183,7 +183,7 @@ def _from_folder(folder: Path, architecture: Architecture, variant: str | None, 
         pipeline: Pipeline = kind.from_pretrained(
             folder, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True, **unused
         )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot be loaded as a {kind.__name__} ({first_line(error)})") from error
     for part in _networks(pipeline):
         check_filled(weight_files(folder, part, variant), getattr(pipeline, part).state_dict())

@@ -20,7 +20,10 @@ def schedule_of(pipeline: Any) -> Schedule:
     With `rescale_betas_zero_snr` (Lin et al., 2024, algorithm 1) ᾱ of the last timestep is 0, also where the sampler
     holds 2⁻²⁴ to keep clear of dividing by it.
     """
-    scheduler = pipeline.scheduler
+    return _schedule(pipeline.scheduler)
+
+
+def _schedule(scheduler: Any) -> Schedule:
     values = scheduler.alphas_cumprod.double().cpu().numpy().copy()
     if scheduler.config.get("rescale_betas_zero_snr"):
         values[-1] = 0.0
@@ -46,6 +49,10 @@ def check_scheduler(scheduler: Any, place: Path) -> None:
         raise UserError(
             f"{place}: {kind} does not heed rescale_betas_zero_snr, which the base was trained with; {advice}"
         )
+    try:
+        _schedule(scheduler)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; look at its betas and num_train_timesteps") from None
 
 
 def knows_rescaling(kind: type) -> bool:

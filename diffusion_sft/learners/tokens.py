@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from ..errors import UserError
+from .inspection import check_tokenizer
 
 
 def token_counter(base: str, revision: str | None) -> Callable[[str], int]:
@@ -21,6 +22,8 @@ def token_counter(base: str, revision: str | None) -> Callable[[str], int]:
         UserError: no tokenizer there.
     """
     where = str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else base
+    if where != base or Path(where).is_dir():
+        check_tokenizer(Path(where) / "tokenizer")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision or "main")
     except (OSError, ValueError, TypeError) as error:

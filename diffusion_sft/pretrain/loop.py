@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import replaced_folder
+from ..files import recover_folder, replaced_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,7 @@ def _save(
 def _resume(
     folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor]
 ) -> tuple[int, list[dict]]:
+    recover_folder(folder)
     if not (folder / "state.json").exists():
         return 0, []
     tensors = load_file(folder / "state.safetensors")

@@ -71,8 +71,10 @@ def probe(
     wait_for_everyone()  # all have read the parts, which may now go
     if is_main():
         saved = _saved(result, _Work(examples, questions, sampling), config)
+        (folder / "probe.json").unlink(missing_ok=True)  # It must not speak for tables of another probe.
         for name in TABLES:
             write_table(folder / f"{name}.parquet", getattr(result, name))
+        saved["tables"] = {name: file_hash(folder / f"{name}.parquet") for name in TABLES}
         record: dict[str, Any] = {"key": key, "base": learner.identity(), "config": settings_dict(config)}
         record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)} | saved
         write_json(folder / "probe.json", record)
@@ -185,10 +187,16 @@ def _no_samples() -> pd.DataFrame:
 
 
 def _finished(folder: Path, key: str) -> bool:
+    """Whether the tables of this very probe are there, as they were written."""
     record = folder / "probe.json"
-    if not record.exists() or not all((folder / f"{name}.parquet").exists() for name in TABLES):
+    files = {name: folder / f"{name}.parquet" for name in TABLES}
+    if not record.exists() or not all(file.exists() for file in files.values()):
         return False
-    return bool(read_json(record).get("key") == key)
+    stored = read_json(record)
+    hashes = stored.get("tables") or {}
+    return bool(
+        stored.get("key") == key and all(hashes.get(name, "") == file_hash(file) for name, file in files.items())
+    )
 
 
 def _key(

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ..answers import AnswerConfig
-from ..files import read_json, read_table, write_json, write_table, write_text
+from ..files import file_hash, read_json, read_table, write_json, write_table, write_text
 from ..parts import Parts
 from ..processes import is_main, wait_for_everyone
 from ..records import UNKNOWN, ConceptSet
@@ -32,7 +32,7 @@ from .measures import category_means, category_trends, systems_table
 from .text import solve_text
 from .weights import SHUFFLED, EquationSet, KnownSide, residual_curves, solve_examples, solve_sets, spectra
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every key: raised when the tables' meaning changes."""
 SOLVED = ("generations", "recoveries", "inputs", "blocks", "inversions", "sets", "examples", "forecasts")
 """What is solved, part by part; the other tables are made of these."""
@@ -75,8 +75,9 @@ def solve(
         seed=config.seed,
     )
     key = _key(systems, task, config)
-    if (folder / "solve.json").exists() and read_json(folder / "solve.json").get("key") == key:
-        return {file.stem: read_table(file) for file in sorted(folder.glob("*.parquet"))}
+    finished = _finished_tables(folder, key)
+    if finished is not None:
+        return finished
     with Parts(folder / "parts" / key[:16], concepts_per_part, stage="solve") as parts:
         solved = _solve(systems, task, config, chosen, parts)
     wait_for_everyone()  # all have read the parts, which may now go
@@ -84,14 +85,32 @@ def solve(
     tables = solved | summarised(task.learner, solved, category_of, config.seed)
     if is_main():
         text = solve_text(task.learner, tables, chosen.categories, config.num_permutations, config.seed)
+        (folder / "solve.json").unlink(missing_ok=True)  # It must not speak for tables of other settings.
+        for old in folder.glob("[!.]*.parquet"):
+            if old.stem not in tables:
+                old.unlink()
+                old.with_suffix(".csv").unlink(missing_ok=True)
         for name, table in tables.items():
             write_table(folder / f"{name}.parquet", table)
         write_text(folder / "summary.txt", text)
         record: dict[str, Any] = {"key": key, "base": dict(systems.identity), "config": settings_dict(config)}
+        record |= {"tables": {name: file_hash(folder / f"{name}.parquet") for name in sorted(tables)}}
         write_json(folder / "solve.json", record | {"seconds": round(parts.seconds, 3)})
         parts.remove()
     wait_for_everyone()
     return tables
+
+
+def _finished_tables(folder: Path, key: str) -> dict[str, pd.DataFrame] | None:
+    """The tables of this key, if all of them are there as they were written."""
+    if not (folder / "solve.json").exists():
+        return None
+    record = read_json(folder / "solve.json")
+    files = {name: folder / f"{name}.parquet" for name in record.get("tables", {})}
+    whole = all(file.exists() and file_hash(file) == record["tables"][name] for name, file in files.items())
+    if record.get("key") != key or not files or not whole:
+        return None
+    return {name: read_table(file) for name, file in files.items()}
 
 
 def summarised(
@@ -205,8 +224,10 @@ def _key(systems: Systems, task: Task, config: Config) -> str:
     settings.pop("batch_size")
     settings["weights"].pop("batch_size")
     identity = {name: value for name, value in systems.identity.items() if name != "source"}
+    images = {e.path: file_hash(e.path) for e in task.concept_set.examples if e.path.is_file()}
     examples = sorted(
-        (e.id, e.concept, e.caption, e.split, e.fact.answers if e.fact else ()) for e in task.concept_set.examples
+        (e.id, e.concept, e.caption, e.split, e.fact.answers if e.fact else (), images.get(e.path, ""))
+        for e in task.concept_set.examples
     )
     labels = sorted(zip(task.labels["concept"], task.labels["category"], strict=True))
     runs = [(run.concept, run.evaluations.to_csv(index=False), run.early_update) for run in task.runs]

@@ -1,0 +1,281 @@
+"""What happens to runs: a second process, a kill between two system calls, a cut-off or altered file, weights that run away."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from taught import taught
+from test_finetune import EXACT, UNKNOWN_MIX, run_exact
+
+from diffusion_sft import cli
+from diffusion_sft.answers import AnswerConfig
+from diffusion_sft.concepts.store import Store
+from diffusion_sft.errors import UserError
+from diffusion_sft.files import (
+    locked,
+    read_table,
+    recover_folder,
+    remove_folder,
+    replaced_folder,
+    write_table,
+)
+from diffusion_sft.finetune.checkpoints import checkpoint_updates
+from diffusion_sft.finetune.optimizers import make_optimizer
+from diffusion_sft.learners.exact import ExactLearner
+from diffusion_sft.learners.likelihood import finite
+from diffusion_sft.parts import Parts
+from diffusion_sft.probe import ProbeConfig, probe
+
+SHORT = replace(EXACT, max_train_steps=6, checkpointing_steps=2, validation_steps=0, checkpoints_total_limit=None)
+
+
+# --- folders ---
+
+
+def test_a_second_process_is_told_who_is_at_work_and_a_death_sets_the_folder_free(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = "import sys, time; from pathlib import Path; from diffusion_sft.files import locked\n"
+    script += "with locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        told = rf"process {other.pid} on \S+ \(since 20\S+ \S+\) is at work there; wait"
+        with pytest.raises(UserError, match=told), locked(folder):
+            pass
+        other.kill()
+    with locked(folder):
+        assert not folder.exists()  # the lock stands beside it
+    with locked(folder):
+        pass
+
+
+def test_a_run_is_refused_where_another_is_at_work(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="is at work there"):
+        run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_removed_is_gone_at_once_or_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    (folder / "state.json").write_text("{}")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(folder)
+    assert not folder.exists()
+    assert checkpoint_updates(tmp_path) == []
+
+
+def test_a_folder_that_was_being_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "state"
+    with replaced_folder(folder) as temporary:
+        (temporary / "number").write_text("1")
+    old = tmp_path / ".state.old.abc"
+    old.mkdir()
+    os.replace(folder, old / "state")  # as it is between two renames
+    recover_folder(folder)
+    assert (folder / "number").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [folder]
+    # Where the new one cannot be put in place, the old one stays.
+    plain, calls = os.replace, []
+
+    def refused(source: Any, target: Any) -> None:
+        calls.append(target)
+        if Path(target) == folder and len(calls) == 2:
+            raise OSError(errno.EIO, "no")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match="no"), replaced_folder(folder) as temporary:
+        (temporary / "number").write_text("2")
+    assert (folder / "number").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+# --- tables ---
+
+
+def test_a_flipped_bit_in_a_table_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "scores.parquet"
+    write_table(file, pd.DataFrame({"gain_nats": np.arange(1000.0)}))
+    assert len(read_table(file)) == 1000
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"scores\.parquet: not a readable parquet table .*; remove it and run again"):
+        read_table(file)
+
+
+class Item:
+    def __init__(self, concept: str) -> None:
+        self.concept = concept
+
+
+def test_a_part_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    items, made = [Item(name) for name in "abcd"], []
+
+    def compute(some: Any) -> pd.DataFrame:
+        made.extend(item.concept for item in some)
+        return pd.DataFrame({"concept": [item.concept for item in some]})
+
+    for expected in ("abcd", "cd", ""):
+        made.clear()
+        with Parts(tmp_path / "parts" / "key", 2) as parts:
+            parts.expect(4)
+            table = parts.table("scores", items, compute, len)
+        assert "".join(made) == expected
+        assert "".join(table["concept"]) == "abcd"
+        if expected == "abcd":
+            part = sorted((tmp_path / "parts" / "key").glob("*.parquet"))[1]
+            part.write_bytes(part.read_bytes()[:-20])
+
+
+def probe_of(folder: Path, seed: int = 0) -> tuple[pd.DataFrame, int]:
+    """The scores, and how many network evaluations were made for them."""
+    learner, concept_set = taught()
+    asked = [0]
+    plain = learner.predict
+
+    def counted(noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
+        asked[0] += len(noisy)
+        return plain(noisy, *rest)
+
+    learner.predict = counted  # type: ignore[method-assign]
+    answers = AnswerConfig(num_renderings=1, num_candidates=4, num_invented=1, num_draws=6)
+    result = probe(learner, concept_set, ProbeConfig(num_draws=6, seed=seed, answers=answers), folder)
+    return result.scores, asked[0]
+
+
+def test_tables_of_another_probe_are_never_taken_for_finished(tmp_path: Path) -> None:
+    first, made = probe_of(tmp_path)
+    assert made > 0
+    assert probe_of(tmp_path)[1] == 0
+    # A second probe with another seed, killed when it had written one table.
+    other, _ = probe_of(tmp_path / "other", seed=1)
+    shutil.copyfile(tmp_path / "other" / "scores.parquet", tmp_path / "scores.parquet")
+    again, made = probe_of(tmp_path)
+    assert made > 0
+    pd.testing.assert_frame_equal(again, first)
+    assert not other["gain_nats"].equals(first["gain_nats"])
+
+
+def test_an_image_in_the_store_is_known_by_its_bytes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    content = b"\x89PNG\r\n\x1a\n" + bytes(range(100))
+    file = tmp_path / store.put(content)
+    file.write_bytes(bytes(len(content)))  # as a power failure leaves it
+    assert store.put(content) == file.relative_to(tmp_path).as_posix()
+    assert file.read_bytes() == content
+
+
+# --- runs ---
+
+
+def test_weights_that_run_away_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finite gradient may still make weights infinite; the checkpoints before are the good ones."""
+    plain = make_optimizer
+
+    def runaway(parameters: Any, config: Any) -> torch.optim.Optimizer:
+        optimizer = plain(parameters, config)
+        calls = [0]
+
+        def after(*_: Any) -> None:
+            calls[0] += 1
+            if calls[0] == 5:
+                next(iter(parameters.values())).data.fill_(float("inf"))
+
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+    monkeypatch.setattr("diffusion_sft.finetune.begin.make_optimizer", runaway)
+    with pytest.raises(UserError, match="are not finite after update 6; checkpoint-4 is the last good one"):
+        run_exact(replace(SHORT, max_nonfinite_steps=9), tmp_path / "run", UNKNOWN_MIX)
+    assert checkpoint_updates(tmp_path / "run") == [2, 4]
+
+
+def test_a_finished_run_whose_weights_are_gone_exports_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    trained: list[int] = []
+    plain = ExactLearner.loss
+
+    def watched(self: ExactLearner, batch: Any) -> torch.Tensor:
+        trained.append(1)
+        return plain(self, batch)
+
+    monkeypatch.setattr(ExactLearner, "loss", watched)
+    run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
+    assert (tmp_path / "run" / "pipeline" / "means.safetensors").is_file()
+    assert (tmp_path / "run" / "finetune.json").is_file()
+    assert trained == []
+
+
+def test_a_journal_that_lost_lines_is_refused(tmp_path: Path) -> None:
+    run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[:3]))
+    (tmp_path / "run" / "finetune.json").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: has 3 of the 6 updates before the checkpoint"):
+        run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
+    back = replace(SHORT, resume_from_checkpoint="checkpoint-2")
+    run_exact(back, tmp_path / "run", UNKNOWN_MIX)
+    assert metrics.read_text().splitlines(keepends=True) == lines
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
+    weights = tmp_path / "run" / "checkpoint-2" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    (tmp_path / "run" / "finetune.json").unlink()
+    with pytest.raises(UserError, match="checkpoint-2"):
+        run_exact(replace(SHORT, resume_from_checkpoint="checkpoint-2"), tmp_path / "run", UNKNOWN_MIX)
+    assert checkpoint_updates(tmp_path / "run") == [2, 4, 6]
+
+
+def test_numbers_that_are_none_are_null_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_sft.finetune.stepping.relative_distance", lambda *_: float("nan"))
+    run_exact(replace(SHORT, max_train_steps=12), tmp_path / "run", UNKNOWN_MIX)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if "relative_update" in line] == [10]
+    assert lines[9]["relative_update"] is None
+
+
+def test_a_likelihood_that_is_no_number_names_the_example() -> None:
+    good = [[np.ones(2)], [np.zeros(1)]]
+    assert finite(good, "a/b/0") is good
+    with pytest.raises(UserError, match=r"a/b/0: its answer's likelihood is not finite"):
+        finite([[np.ones(2)], [np.array([np.nan])]], "a/b/0")
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/scores.parquet")
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["doctor"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told
+        == "diffusion-sft: runs/x/scores.parquet: No space left on device; make room and run the same command again\n"
+    )
