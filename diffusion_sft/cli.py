@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from .errors import UserError
+from .parsing import printable
 from .settings import load_settings, settings_yaml
 
 VERBS = {
@@ -55,6 +56,15 @@ plan takes them too, does none of them, and exits with 1 where the study fits ne
 A mistake in settings or data ends with one line on stderr and exit code 2."""
 
 
+_FULL = "make room and run the same command again"
+_PLACE = "choose another folder, or change what may be done in it"
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL) | dict.fromkeys(
+    (*(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),),
+    _PLACE,
+)
+"""What to do about a disk or a folder that does not take what is written."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
     parser = _parser()
@@ -63,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        print(f"diffusion-sft: {error}", file=sys.stderr)
+        told = "\n".join(map(printable, str(error).split("\n")))  # It may hold names that drive a terminal.
+        print(f"diffusion-sft: {told}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None or (error.errno != errno.ENOSPC and not error.filename):
             raise
-        where = error.filename or "the disk"
-        print(f"diffusion-sft: {where}: {error.strerror}; make room and run the same command again", file=sys.stderr)
+        where = printable(str(error.filename or "the disk"))
+        print(f"diffusion-sft: {where}: {error.strerror}; {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("diffusion-sft: stopped; run the same command again to go on", file=sys.stderr)

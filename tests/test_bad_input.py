@@ -17,8 +17,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from safetensors.torch import load_file, save_file
 from taught import TABLE, taught
 
+from diffusion_sft import cli
 from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.concepts.captions import read_caption
 from diffusion_sft.concepts.images import UnreadableImage, load_image
@@ -234,3 +236,36 @@ def test_an_image_cell_may_not_name_the_users_token(tmp_path: Path, monkeypatch:
 
     with pytest.raises(ValueError, match="lies outside the data set"):
         _bytes_of({"path": str(token)}, tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_named(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_pipeline, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"unet: conv_in\.bias holds NaN or infinite weights"):
+        DiffusionLearner.load(folder)
+
+
+def test_a_world_of_fewer_than_none_is_refused() -> None:
+    for override in ("world.num_rare=-1", "world.heldout_images=-2"):
+        with pytest.raises(UserError, match="must not be negative"):
+            load_settings(StudyConfig, None, [override])
+
+
+def test_an_error_does_not_drive_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def hostile(*_: Any) -> int:
+        raise UserError("concept 'd\x1b[2Jog': has no image\n  second line")
+
+    monkeypatch.setattr(cli, "_run", hostile)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == "diffusion-sft: concept 'd\\x1b[2Jog': has no image\n  second line\n"
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("x")
+    assert cli.main(["world", f"output_dir={tmp_path / 'file' / 'world'}"]) == 2
+    assert capsys.readouterr().err.endswith("choose another folder, or change what may be done in it\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
+from diffusion_sft.errors import UserError
 from diffusion_sft.pretrain.autoencoder import picture_bank
 from diffusion_sft.pretrain.components import build_tokenizer
 from diffusion_sft.pretrain.loop import FitConfig, fit, learning_rate_at
@@ -61,6 +62,40 @@ def test_a_fit_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def _stop() -> torch.Tensor:
     raise KeyboardInterrupt
+
+
+def small_fit(folder: Path, until: int = 100) -> list[dict]:
+    """A hundred updates with a checkpoint every thirty, stopped within update `until`; returns the log."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+
+    def loss_at(update: int) -> torch.Tensor:
+        if update >= until:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 3, generator=torch.Generator().manual_seed(update))
+        return ((network(x).float() - x.sum(dim=1, keepdim=True)) ** 2).mean()
+
+    settings = FitConfig(
+        num_updates=100, batch_size=16, learning_rate=1e-2, warmup_updates=5, checkpointing_updates=30
+    )
+    return fit(network, loss_at, settings, folder)
+
+
+def test_the_log_of_a_fit_that_was_stopped_between_its_lines_is_the_same(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(tmp_path / "b", until=45)
+    log = small_fit(tmp_path / "b")
+    assert [line["update"] for line in log] == [50, 100]
+    assert log == small_fit(tmp_path / "a")
+
+
+def test_a_checkpoint_that_was_cut_off_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(tmp_path / "a", until=45)
+    file = tmp_path / "a" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match="its checkpoint is not of this training .*; remove it to start anew"):
+        small_fit(tmp_path / "a")
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import UserError
-from ..files import read_json, remove_folder, replaced_folder, write_json
+from ..files import read_object, remove_folder, replaced_folder, write_json
 from ..processes import is_main
 from ..tensor_files import TYPES, Layout, file_order, write_tensor_file
 from .average import AveragedWeights
@@ -137,7 +137,7 @@ def load_checkpoint(run: Path, update: int, trained: Trained) -> dict[str, Any]:
 def checkpoint_state(run: Path, update: int) -> dict[str, Any]:
     """The content of a checkpoint's `state.json`; UserError where an earlier version of this program wrote it."""
     file = checkpoint_folder(run, update) / STATE
-    state: dict[str, Any] = read_json(file)
+    state = read_object(file)
     if state.get("layout") != LAYOUT:
         raise UserError(
             f"{file.parent}: written by another version of this program, which named weights otherwise; begin anew in "

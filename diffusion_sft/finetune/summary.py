@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..files import file_hash, read_json
+from ..files import file_hash, read_object
 from ..learner import Learner
 from ..records import Example
 from ..settings import settings_dict
@@ -58,7 +58,7 @@ def finished_summary(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] 
     """
     if not (folder / SUMMARY).is_file():
         return None
-    summary: dict[str, Any] = read_json(folder / SUMMARY)
+    summary = read_object(folder / SUMMARY)
     check_same_run(summary["record"], record, folder)
     if not all((folder / path).exists() for path in summary.get("exports", {}).values()):
         return None

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..files import file_hash, read_json, replaced, write_json
+from ..files import file_hash, read_object, replaced, write_json
 from ..learner import TrainingItem
 
 MANIFEST = "manifest.json"
@@ -174,7 +174,9 @@ def verify_cache(folder: Path) -> CacheReport:
     Raises:
         UserError: no cache there, or a broken manifest.
     """
-    listed = read_json(folder / MANIFEST).get("entries", {})
+    listed = read_object(folder / MANIFEST).get("entries", {})
+    if not isinstance(listed, dict):
+        raise UserError(f"{folder / MANIFEST}: its entries are no object; fill the cache again")
     files = _entries(folder)
     damaged = []
     for key, file in tqdm(files.items(), desc="verifying", unit="file", disable=None):

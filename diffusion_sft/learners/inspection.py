@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
@@ -165,6 +166,13 @@ def check_filled(files: Sequence[Path], names: Iterable[str]) -> None:
             f"{files[0]}: {len(missing)} of the network's tensors are not in it, for example {missing[0]}"
             f"{wrapped if known else ''}; they would be random"
         )
+
+
+def check_finite(files: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError naming a loaded tensor of these files that holds a number that is none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{files[0].parent}: {name} holds NaN or infinite weights; fetch or train it again")
 
 
 def _canonical(name: str) -> str:

@@ -17,7 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from ..errors import UserError
 from ..files import file_hash
-from .inspection import PICKLED, Architecture, check_filled, check_folder, first_line, weight_files
+from .inspection import PICKLED, Architecture, check_filled, check_finite, check_folder, first_line, weight_files
 from .lora import load_lora
 from .noise_schedules import check_scheduler, schedule_of
 from .single_file import load_single_file
@@ -186,7 +186,9 @@ def _from_folder(folder: Path, architecture: Architecture, variant: str | None, 
     except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot be loaded as a {kind.__name__} ({first_line(error)})") from error
     for part in _networks(pipeline):
-        check_filled(weight_files(folder, part, variant), getattr(pipeline, part).state_dict())
+        files, tensors = weight_files(folder, part, variant), getattr(pipeline, part).state_dict()
+        check_filled(files, tensors)
+        check_finite(files, tensors)
     return pipeline
 
 

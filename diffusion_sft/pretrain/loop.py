@@ -12,14 +12,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import recover_folder, replaced_folder
+from ..files import read_object, recover_folder, replaced_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,10 @@ def fit(network: nn.Module, loss_at: Callable[[int], torch.Tensor], config: FitC
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     average = {name: value.detach().clone().float() for name, value in network.state_dict().items()}
-    start, log = _resume(folder, network, optimizer, average)
+    start, log, recent = _resume(folder, network, optimizer, average)
     device = parameters[0].device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if device.type != "mps" else nullcontext()
     network.train()
-    recent: list[float] = []
     bar = tqdm(
         range(start, config.num_updates), initial=start, total=config.num_updates, desc=folder.name, disable=None
     )
@@ -91,7 +92,7 @@ def fit(network: nn.Module, loss_at: Callable[[int], torch.Tensor], config: FitC
             bar.set_postfix(loss=f"{line['loss']:.4f}")
             recent = []
         if (update + 1) % config.checkpointing_updates == 0 or update + 1 == config.num_updates:
-            _save(folder, network, optimizer, average, update + 1, log)
+            _save(folder, network, optimizer, average, {"update": update + 1, "log": log, "recent": recent})
     network.load_state_dict({name: average[name].to(value.dtype) for name, value in network.state_dict().items()})
     network.eval()
     return log
@@ -108,26 +109,43 @@ def _save(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, torch.Tensor],
-    update: int,
-    log: list[dict],
+    state: dict[str, Any],
 ) -> None:
     # Copies, because weights that share memory (a language model's two embeddings) cannot be stored as they are.
     tensors = {f"network.{name}": value.contiguous().clone() for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value.contiguous() for name, value in average.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     with replaced_folder(folder) as temporary:
         save_file(tensors, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"update": update, "log": log}))
+        (temporary / "state.json").write_text(json.dumps(state))
 
 
 def _resume(
     folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, torch.Tensor]
-) -> tuple[int, list[dict]]:
+) -> tuple[int, list[dict], list[float]]:
+    """The update to go on after, the log so far, and the losses since its last line."""
     recover_folder(folder)
     if not (folder / "state.json").exists():
-        return 0, []
-    tensors = load_file(folder / "state.safetensors")
+        return 0, [], []
+    try:
+        tensors = load_file(folder / "state.safetensors")
+        state = read_object(folder / "state.json")
+        _put_back(tensors, network, optimizer, average)
+        return state["update"], state["log"], state.get("recent", [])
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{folder}: its checkpoint is not of this training ({reason}); remove it to start anew"
+        ) from None
+
+
+def _put_back(
+    tensors: dict[str, torch.Tensor],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, torch.Tensor],
+) -> None:
     network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
     average.update({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
     whole = optimizer.state_dict()
@@ -136,5 +154,3 @@ def _resume(
             _, index, name = key.split(".", 2)
             whole["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(whole)
-    state = json.loads((folder / "state.json").read_text())
-    return state["update"], state["log"]

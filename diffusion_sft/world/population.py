@@ -44,6 +44,9 @@ class WorldConfig:
             raise ValueError("exposures must satisfy 1 <= rare_exposure <= max_exposure")
         if self.written_every < 1:
             raise ValueError(f"written_every must be at least 1, not {self.written_every}")
+        for name, value in vars(self).items():
+            if (name.startswith("num_") or name.endswith("_images")) and value < 0:
+                raise ValueError(f"{name} must not be negative, it is {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import UserError
-from ..files import file_hash, read_json, write_json
+from ..files import file_hash, read_object, write_json
 from .renderer import RESOLUTION
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -73,13 +73,13 @@ class Readout:
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> Readout:
         """Load a readout folder (config.json, model.safetensors); UserError when it is not one."""
-        config = read_json(folder / CONFIG)
+        config = read_object(folder / CONFIG)
         weights = folder / WEIGHTS
         try:
             network = ReadoutNetwork(config["heads"], config["num_features"], config["width"])
             network.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
             scale = float(config["feature_scale"])
-        except (KeyError, OSError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: not a readout ({' '.join(str(error).split())[:200]})") from None
         return cls(network.to(device), config["heads"], feature_scale=scale, sha256=file_hash(weights))
 
