@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 from pyarrow import ArrowException
@@ -96,23 +96,48 @@ def locked(folder: Path) -> Iterator[None]:
     if os.name != "posix":  # Others have no such locks.
         yield
         return
-    import fcntl
-
+    made = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise UserError(
-                f"{folder}: {owner} is at work there; wait for it, or choose another output_dir"
-            ) from None
+    file = folder.parent / f".{folder.name}.lock"
+    with _locked_file(file, folder) as stream:
         stream.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         stream.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})")
         stream.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            if made and not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
+
+
+@contextmanager
+def _locked_file(file: Path, folder: Path) -> Iterator[TextIO]:
+    """The lock file, open and locked, and still the one of this name: its last owner removes it."""
+    import fcntl
+
+    while True:
+        with file.open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                owner = stream.read().strip() or "another process"
+                raise UserError(
+                    f"{folder}: {owner} is at work there; wait for it, or choose another output_dir"
+                ) from None
+            if _is_named(file, stream):
+                yield stream
+                return
+
+
+def _is_named(file: Path, stream: TextIO) -> bool:
+    """Whether an open file is what now stands under this name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

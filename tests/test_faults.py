@@ -56,10 +56,41 @@ def test_a_second_process_is_told_who_is_at_work_and_a_death_sets_the_folder_fre
         with pytest.raises(UserError, match=told), locked(folder):
             pass
         other.kill()
+    assert (tmp_path / ".run.lock").exists()  # which says nothing any more
     with locked(folder):
         assert not folder.exists()  # the lock stands beside it
     with locked(folder):
         pass
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a mistake"), locked(tmp_path / "runs" / "mine"):
+        assert (tmp_path / "runs" / ".mine.lock").exists()
+        raise UserError("a mistake")
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "runs" / "mine"):
+        (tmp_path / "runs" / "mine").mkdir()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"]
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, the last owner may have removed the file: its lock would be one of nothing."""
+    import fcntl
+
+    plain, calls = fcntl.flock, []
+
+    def flock(stream: Any, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            (tmp_path / ".run.lock").unlink()
+        plain(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "run"):
+        assert len(calls) == 2
+        monkeypatch.setattr(fcntl, "flock", plain)
+        with pytest.raises(UserError, match="is at work there"), locked(tmp_path / "run"):
+            pass
 
 
 def test_a_run_is_refused_where_another_is_at_work(tmp_path: Path) -> None:

@@ -63,4 +63,4 @@ def test_looks_at_the_folder_grow_with_the_number_of_parts_alone(
     with Parts(tmp_path / "key", 1) as parts:
         parts.expect(len(ITEMS))
         parts.table("scores", ITEMS, table_of, len)
-    assert {looks.count(name) for name in looks if name.startswith("scores")} == {2}
+    assert {looks.count(name) for name in looks if name.startswith("scores")} == {1}
