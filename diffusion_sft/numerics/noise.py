@@ -56,7 +56,10 @@ def uniform(count: int, seed: int) -> np.ndarray:
 def philox(num_blocks: int, seeds: Sequence[int], device: torch.device) -> torch.Tensor:
     """The generator's words: for each seed those of counters 0 to num_blocks − 1, int64 below 2**32, one row a seed,
     (num_seeds, 4 · num_blocks)."""
-    keys = torch.tensor([[seed & MASK, seed >> 32 & MASK] for seed in seeds], dtype=torch.int64).to(device)
+    keys = torch.tensor([[seed & MASK, seed >> 32 & MASK] for seed in seeds], dtype=torch.int64)
+    if device.type == "cuda":
+        keys = keys.pin_memory()  # Else the copy would wait for all that the device was given before.
+    keys = keys.to(device, non_blocking=True)
     counter = torch.arange(num_blocks, dtype=torch.int64, device=device).expand(len(seeds), -1)
     zeros = torch.zeros_like(counter)
     words = philox_rounds((counter & MASK, counter >> 32, zeros, zeros), (keys[:, :1], keys[:, 1:]))
