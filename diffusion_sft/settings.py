@@ -7,6 +7,8 @@ tools are read as ours where they mean the same (`aliases.py`), with a line on s
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -46,6 +48,7 @@ def load_settings(schema: type[T], path: Path | None, overrides: Sequence[str] =
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path or 'settings'}: {_first_line(error)}") from None
     assert isinstance(settings, schema)
+    _check_finite(settings_dict(settings), str(path or "settings"))
     return settings
 
 
@@ -59,6 +62,30 @@ def settings_dict(settings: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(settings))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _check_finite(value: Any, where: str, key: str = "") -> None:
+    """Raise UserError naming a number that is none, or infinite: there is no setting that it means anything for."""
+    if isinstance(value, dict):
+        for name, own in value.items():
+            _check_finite(own, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for number, own in enumerate(value):
+            _check_finite(own, where, f"{key}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {key} must be a finite number, not {value}")
+
+
+def _check_interpolations(value: Any, where: str) -> None:
+    """Raise UserError for `${name:...}`, by which a file that was passed on could have the environment written down."""
+    if isinstance(value, dict):
+        for own in value.values():
+            _check_interpolations(own, where)
+    elif isinstance(value, list):
+        for own in value:
+            _check_interpolations(own, where)
+    elif isinstance(value, str) and re.search(r"\$\{\s*[\w.]+\s*:", value):
+        raise UserError(f"{where}: {value[:60]!r} asks for something outside the settings, which is not looked up")
 
 
 def _yaml(path: Path) -> Any:
@@ -76,6 +103,7 @@ def _merged(schema: type, node: Any, other: Any, where: str) -> Any:
     if not OmegaConf.is_dict(other):
         raise UserError(f"{where}: expected a mapping of keys to values at the top")
     given = OmegaConf.to_container(other)
+    _check_interpolations(given, where)
     ours = _translated(schema, given, where, "")
     _check_keys(schema, ours, where, "")
     try:

@@ -269,3 +269,21 @@ def test_a_file_where_a_folder_should_be_is_one_line(tmp_path: Path, capsys: pyt
     assert cli.main(["world", f"output_dir={tmp_path / 'file' / 'world'}"]) == 2
     assert capsys.readouterr().err.endswith("choose another folder, or change what may be done in it\n")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluate.guidance_scale=nan", "probe.samples.guidance_scale=.inf", "mixes=[{name: a, unknown_share: .nan}]"],
+)
+def test_a_number_that_is_none_is_no_setting(override: str) -> None:
+    with pytest.raises(UserError, match="finite|unknown_share"):
+        load_settings(StudyConfig, None, [override])
+
+
+def test_settings_do_not_look_into_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("title: ${oc.env:HOME}\n")
+    with pytest.raises(UserError, match="asks for something outside the settings"):
+        load_settings(StudyConfig, file, [])
+    file.write_text("output_dir: runs/${title}\ntitle: mine\n")
+    assert load_settings(StudyConfig, file, []).output_dir == "runs/mine"
