@@ -19,6 +19,7 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from .errors import UserError
+from .parsing import printable
 
 
 @contextmanager
@@ -199,6 +200,17 @@ def read_table(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, ArrowException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a readable parquet table ({reason}); remove it and run again") from None
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, `~` for a home folder; UserError where nothing can be of this name."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{printable(str(text)[:80])}: no path that can be there ({reason})") from None
+    return path
 
 
 def file_hash(path: Path) -> str:

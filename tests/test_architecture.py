@@ -30,6 +30,7 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 TOGETHER = {
+    "files": {"parsing"},
     "settings": {"aliases"},
     "answers": {"learner"},
     "machine": {"learner"},

@@ -287,3 +287,16 @@ def test_settings_do_not_look_into_the_environment(tmp_path: Path) -> None:
         load_settings(StudyConfig, file, [])
     file.write_text("output_dir: runs/${title}\ntitle: mine\n")
     assert load_settings(StudyConfig, file, []).output_dir == "runs/mine"
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000])
+def test_a_path_that_cannot_be_is_one_line(path: str) -> None:
+    for read in (
+        lambda: DiffusionLearner.load(path),
+        lambda: read_concept_set(ConceptsConfig(path=path)),
+        lambda: token_counter(path, None),
+    ):
+        with pytest.raises(UserError, match="no path that can be there") as error:
+            read()
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 250

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import read_object
+from ..files import read_object, user_path
 from ..parsing import Problem, few, printable, seen
 from ..records import HELDOUT
 from .cells import SPLIT_WORDS, check_columns, row_of
@@ -74,7 +74,7 @@ def _loaded(config: ConceptSourceConfig) -> dict[Any, Any]:
         raise UserError(
             f"{config.path}: reading Hugging Face data sets needs: pip install 'diffusion_sft[datasets]'"
         ) from None
-    folder = Path(config.path).expanduser()
+    folder = user_path(config.path)
     try:
         if folder.is_dir():
             if not any((folder / marker).is_file() for marker in MARKERS):

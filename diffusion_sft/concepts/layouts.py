@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import user_path
 from ..parsing import few, seen
 from .config import ConceptSourceConfig
 from .dreambooth import read_dreambooth
@@ -29,7 +30,7 @@ def read_source(config: ConceptSourceConfig, store: Store) -> Listing:
     """
     if not config.path:
         raise UserError("the concept set's path is empty: give the folder that holds the images")
-    root = Path(config.path).expanduser()
+    root = user_path(config.path)
     if not root.exists() and ("://" in config.path or (root.suffix == ".tar" and set("{*?[") & set(config.path))):
         raise UserError(
             f"{config.path}: a set is a local folder or .tar file, not an address or a pattern; put the shards into one"

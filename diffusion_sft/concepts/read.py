@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from ..errors import UserError
+from ..files import user_path
 from ..parsing import Problem, printable, problems_table, problems_text
 from ..records import HELDOUT, REGULARISATION, ConceptSet, Example
 from .check import (
@@ -136,7 +137,7 @@ def _named_sources(config: ConceptsConfig) -> list[tuple[str, ConceptSourceConfi
         return [("", config)]
     named: dict[str, ConceptSourceConfig] = {}
     for number, source in enumerate(config.sets):
-        name = source.name or PurePosixPath(Path(source.path).expanduser().as_posix()).name
+        name = source.name or PurePosixPath(user_path(source.path).as_posix()).name
         if not name or "/" in name or not name.isprintable() or name in (".", ".."):
             raise UserError(f"concepts.sets[{number}]: give it a path and a name without '/', not {name!r}")
         if name in named:
@@ -162,7 +163,7 @@ def _check_rest(found: _Gathered, config: ConceptsConfig) -> None:
 
 
 def _title(config: ConceptsConfig) -> str:
-    return str(Path(config.path).expanduser()) if config.path else f"the {len(config.sets)} concept sets"
+    return str(user_path(config.path)) if config.path else f"the {len(config.sets)} concept sets"
 
 
 def _examples(rows: list[Row], splits: Splits) -> tuple[Example, ...]:

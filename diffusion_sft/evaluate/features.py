@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import UserError
-from ..files import file_hash, replaced
+from ..files import file_hash, replaced, user_path
 from ..world.readout import Readout
 from .config import EvaluateConfig
 
@@ -80,9 +80,9 @@ def build_extractor(config: EvaluateConfig, device: torch.device) -> Extractor:
         wanted = "a readout's folder" if config.extractor == "readout" else "a .safetensors or .pth state dict"
         raise UserError(f"evaluate.weights: the extractor {config.extractor} needs {wanted}")
     if config.extractor == "readout":
-        return readout_extractor(Readout.load(Path(config.weights).expanduser(), device))
+        return readout_extractor(Readout.load(user_path(config.weights), device))
     assert config.torchvision_model is not None
-    return torchvision_extractor(config.torchvision_model, Path(config.weights).expanduser(), device)
+    return torchvision_extractor(config.torchvision_model, user_path(config.weights), device)
 
 
 def clean_resize(images: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
@@ -188,7 +188,7 @@ def _by_shape(function: Callable[[np.ndarray], torch.Tensor]) -> Callable[[Seque
 
 def _inception_file(weights: str | None) -> Path:
     if weights is not None:
-        given = Path(weights).expanduser()
+        given = user_path(weights)
         file = given / INCEPTION_FILE if given.is_dir() else given
         if not file.is_file():
             raise UserError(f"{file}: no such weights; {_ways(file.parent)}")

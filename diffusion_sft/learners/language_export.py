@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ..files import read_json, write_json
+from ..files import read_json, user_path, write_json
 from ..layouts import write_tensors
 from .language_loading import LoadedLanguageModel
 
@@ -34,7 +34,7 @@ def save_language_model(loaded: LoadedLanguageModel, folder: Path, metadata: Map
 def _complete_adapter(folder: Path, source: str) -> None:
     """Name the base as others know it, and not where it lies on this machine; leave peft's two files alone."""
     settings = read_json(folder / ADAPTER_SETTINGS)
-    local = Path(source).expanduser().exists()
+    local = user_path(source).exists()
     settings["base_model_name_or_path"] = Path(source).name if local else source
     settings["task_type"] = "CAUSAL_LM"
     settings["target_modules"] = sorted(settings["target_modules"])

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..files import file_hash
+from ..files import file_hash, user_path
 from .inspection import PICKLED, check_weights, first_line
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -73,7 +73,7 @@ def load_language_model(
                 "fetch the whole folder again"
             )
     source: dict[str, Any] = {"source": name, "revision": revision, "dtype": str(dtype).removeprefix("torch.")}
-    if folder != Path(name).expanduser():
+    if folder != user_path(name):
         source["commit"] = folder.name
     if adapter is not None:
         source["adapter"] = _add_adapter(model, adapter)
@@ -86,7 +86,7 @@ def language_weight_hashes(folder: Path) -> dict[str, str]:
 
 
 def _locate(name: str, revision: str | None) -> Path:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if revision:
             raise UserError(f"{folder}: a folder has no revision ({revision}); leave revision out")

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.models.attention_processor import AttnProcessor
 
 from ..errors import UserError
-from ..files import file_hash
+from ..files import file_hash, user_path
 from .inspection import PICKLED, Architecture, check_filled, check_finite, check_folder, first_line, weight_files
 from .lora import load_lora
 from .noise_schedules import check_scheduler, schedule_of
@@ -97,7 +97,7 @@ def load_pipeline(
     """
     source: dict[str, Any] = {"source": name, "revision": revision, "variant": variant}
     source["dtype"] = str(dtype).removeprefix("torch.")
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         if revision or variant:
             raise UserError(f"{path}: a single file has no {'revision' if revision else 'variant'}; leave it out")
@@ -133,7 +133,7 @@ def locate(name: str, *, revision: str | None, variant: str | None) -> Path:
     Raises:
         UserError: no such folder, not a pipeline, or nothing of that name to be had.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise UserError(f"{folder}: not a pipeline folder (no model_index.json in it)")

@@ -19,6 +19,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import snapshot_download
 
 from ..errors import UserError
+from ..files import user_path
 from .inspection import LFS_POINTER, PICKLED, Architecture, Header, check_folder, first_line, header
 from .noise_schedules import knows_rescaling
 
@@ -127,7 +128,7 @@ def _checked_header(file: Path) -> Header:
 
 def _config_folder(file: Path, architecture: Architecture, config: str | None) -> Path:
     """The folder of configurations: given, or the published one out of the Hub's cache or from the Hub."""
-    if config is not None and (folder := Path(config).expanduser()).is_dir():
+    if config is not None and (folder := user_path(config)).is_dir():
         if not (folder / "model_index.json").is_file():
             raise UserError(f"single_file_config {folder}: not a pipeline folder (no model_index.json in it)")
         return folder

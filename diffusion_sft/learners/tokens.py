@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from ..errors import UserError
+from ..files import user_path
 from .inspection import check_tokenizer
 
 
@@ -21,7 +22,7 @@ def token_counter(base: str, revision: str | None) -> Callable[[str], int]:
     Raises:
         UserError: no tokenizer there.
     """
-    where = str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else base
+    where = str(user_path(base)) if user_path(base).is_dir() else base
     if where != base or Path(where).is_dir():
         check_tokenizer(Path(where) / "tokenizer")
     try:

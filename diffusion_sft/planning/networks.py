@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import UserError
+from ..files import user_path
 from ..finetune.config import FinetuneConfig
 from ..finetune.estimate import Plan, make_plan
 from ..finetune.parts import trainable_parameters
@@ -176,7 +177,7 @@ def read_base(config: StudyConfig) -> Base:
         UserError: none to be had.
     """
     source = config.base
-    if Path(source).expanduser().is_file():
+    if user_path(source).is_file():
         if config.single_file_config is None:
             raise UserError(
                 f"{source}: to plan with a single file, give its architecture's pipeline folder as single_file_config"
@@ -197,7 +198,7 @@ def read_base(config: StudyConfig) -> Base:
 
 
 def _json(source: str, name: str, revision: str | None) -> Any:
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     try:
         if folder.is_dir():
             file = folder / name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import user_path
 from ..parsing import few, printable, seen
 from .config import QuestionsConfig
 from .entity_questions import find_files, read_entity_questions
@@ -23,7 +24,7 @@ def read_listing(config: QuestionsConfig) -> Listing:
     """
     if not config.path:
         raise UserError(f"the path of the questions is empty: give a folder of {WANTED}")
-    root = Path(config.path).expanduser()
+    root = user_path(config.path)
     try:
         if root.is_file():
             return _read_file(root, config)
