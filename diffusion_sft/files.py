@@ -19,7 +19,7 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from .errors import UserError
-from .parsing import printable
+from .parsing import first_line, printable
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path}: no such table; run the stage that writes it first") from None
     except (OSError, ValueError, ArrowException) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{path}: not a readable parquet table ({reason}); remove it and run again") from None
 
 

@@ -53,6 +53,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def few(names: list[str], limit: int = 10) -> str:
     """The first names, comma-separated, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

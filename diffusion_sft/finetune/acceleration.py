@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from ..errors import UserError
 from ..files import write_text
+from ..parsing import first_line
 from ..settings import settings_dict
 from .config import FinetuneConfig
 from .sharding import ASKED, check_sharding
@@ -102,7 +103,7 @@ def start_trackers(accelerator: Accelerator, config: FinetuneConfig, folder: Pat
     try:
         accelerator.init_trackers(config.tracker_project_name, _flat(settings_dict(config)), options)
     except Exception as error:  # Trackers are other people's programs, with errors of any kind.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         offline = " (WANDB_MODE=offline needs no account)" if config.report_to == "wandb" else ""
         raise UserError(f"report_to={config.report_to}: {reason}{offline}; or set report_to=null") from error
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..parsing import first_line
 from .config import FinetuneConfig
 
 TEXT_ENCODER = "text_encoder"
@@ -75,5 +76,5 @@ def _package(optimizer: str, module: str, package: str) -> Any:
             raise
         raise UserError(f"optimizer={optimizer} needs the package {package}: pip install {package}") from None
     except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"optimizer={optimizer}: the package {package} does not work here ({reason})") from None

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from ..files import read_json, read_object
+from ..parsing import first_line
 
 Architecture = Literal["sd1", "sd2", "sdxl"]
 """sd1: OpenAI's CLIP (SD 1.x). sd2: OpenCLIP (SD 2.x). sdxl: both, with SDXL's size conditioning."""
@@ -180,11 +181,6 @@ def _canonical(name: str) -> str:
     for old, new in _OLD_ATTENTION.items():
         name = name.replace(old, new)
     return name.removeprefix("text_model.")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _architecture(folder: Path, index: Mapping[str, Any]) -> Architecture:

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..errors import UserError
 from ..files import file_hash, user_path
-from .inspection import PICKLED, check_weights, first_line
+from ..parsing import first_line
+from .inspection import PICKLED, check_weights
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")

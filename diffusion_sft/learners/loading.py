@@ -17,7 +17,8 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from ..errors import UserError
 from ..files import file_hash, user_path
-from .inspection import PICKLED, Architecture, check_filled, check_finite, check_folder, first_line, weight_files
+from ..parsing import first_line
+from .inspection import PICKLED, Architecture, check_filled, check_finite, check_folder, weight_files
 from .lora import load_lora
 from .noise_schedules import check_scheduler, schedule_of
 from .single_file import load_single_file

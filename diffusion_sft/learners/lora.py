@@ -23,7 +23,8 @@ from torch import nn
 
 from ..errors import UserError
 from ..layouts import PREFIX, prefixed
-from .inspection import PICKLED, first_line, header
+from ..parsing import first_line
+from .inspection import PICKLED, header
 from .original import unet_names
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -20,7 +20,8 @@ from huggingface_hub import snapshot_download
 
 from ..errors import UserError
 from ..files import user_path
-from .inspection import LFS_POINTER, PICKLED, Architecture, Header, check_folder, first_line, header
+from ..parsing import first_line
+from .inspection import LFS_POINTER, PICKLED, Architecture, Header, check_folder, header
 from .noise_schedules import knows_rescaling
 
 PUBLISHED: dict[Architecture, str] = {

@@ -20,10 +20,10 @@ from ..finetune.estimate import Plan, make_plan
 from ..finetune.optimizers import make_optimizer
 from ..finetune.parts import trainable_parameters
 from ..learner import Query, Question, TrainingItem
-from ..learners.inspection import first_line
 from ..learners.language import LANGUAGE_LAYOUT, LanguageLearner
 from ..learners.prompts import ClosedBook, FewShot
 from ..machine import matrix_rate, synchronise
+from ..parsing import first_line
 from ..plan import LanguageStudyConfig, StudyConfig
 from ..records import CATEGORIES, PROBED, TRAIN, ConceptSet, Draws, Example
 from ..story import chosen_dtype

@@ -27,7 +27,7 @@ from ..files import user_path
 from ..finetune.config import FinetuneConfig
 from ..finetune.estimate import Plan, make_plan
 from ..finetune.parts import trainable_parameters
-from ..learners.inspection import first_line
+from ..parsing import first_line
 from ..plan import StudyConfig
 from .live_bytes import AsOnGpu, backward, peak_bytes
 

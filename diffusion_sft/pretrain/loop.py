@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import read_object, recover_folder, replaced_folder
+from ..parsing import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def _resume(
         _put_back(tensors, network, optimizer, average)
         return state["update"], state["log"], state.get("recent", [])
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{folder}: its checkpoint is not of this training ({reason}); remove it to start anew"
         ) from None

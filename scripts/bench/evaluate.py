@@ -46,7 +46,7 @@ from cleanfid.fid import get_files_features
 from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import make_resizer
 from diffusers import DiffusionPipeline
-from measuring import device_name, flops, matrix_rate, peak_gigabytes, synchronised, unet_forward_flops
+from measuring import device_name, flops, peak_gigabytes, synchronised, unet_forward_flops
 from torch import nn
 
 from diffusion_sft.concepts import ConceptsConfig, read_concept_set
@@ -64,6 +64,7 @@ from diffusion_sft.evaluate.cache import FeatureCache
 from diffusion_sft.files import write_json
 from diffusion_sft.learner import Cue
 from diffusion_sft.learners.diffusion import DiffusionLearner
+from diffusion_sft.machine import matrix_rate
 from diffusion_sft.numerics.frechet import frechet_distance
 from diffusion_sft.records import HELDOUT, REFERENCE, ConceptSet
 from diffusion_sft.world.population import WorldConfig

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import device_name, flops, matrix_rate, peak_gigabytes, synchronised, unet_forward_flops
+from measuring import device_name, flops, meta_inputs, on_meta, peak_gigabytes, synchronised, unet_forward_flops
 from torch import nn
 
 from diffusion_sft.answers import AnswerConfig, make_questions
@@ -25,6 +25,7 @@ from diffusion_sft.files import write_json
 from diffusion_sft.learner import NULL_CUE, Query
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.modes import evaluating
+from diffusion_sft.machine import matrix_rate
 from diffusion_sft.numerics.noise import normals
 from diffusion_sft.numerics.quadrature import draw_levels, estimator_named
 from diffusion_sft.probe.scores import own_caption
@@ -51,8 +52,7 @@ class _Reached(Exception):
 
 def shared_part(unet: nn.Module, resolution: int) -> float:
     """The share of a forward pass before the first attention to the text, which captions of one noisy latent share."""
-    with torch.device("meta"):
-        copy: Any = type(unet).from_config(unet.config)  # type: ignore[attr-defined]
+    copy, inputs = on_meta(unet), meta_inputs(unet, resolution)
     first = next(module for name, module in copy.named_modules() if name.endswith("attn2"))
 
     def stop(*_: Any) -> None:
@@ -61,23 +61,12 @@ def shared_part(unet: nn.Module, resolution: int) -> float:
     def until_text() -> None:
         first.register_forward_pre_hook(stop)
         try:
-            _call_on_meta(copy, resolution)
+            with torch.device("meta"):
+                copy(**inputs)
         except _Reached:
             return
 
     return flops(until_text) / unet_forward_flops(unet, resolution)
-
-
-def _call_on_meta(unet: Any, side: int) -> None:
-    config = unet.config
-    named = {}
-    with torch.device("meta"):
-        if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            named["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
-        noisy = torch.empty(1, config.in_channels, side, side)
-        states = torch.empty(1, 77, config.cross_attention_dim)
-        unet(noisy, torch.ones(1, dtype=torch.int64), encoder_hidden_states=states, **named)
 
 
 def one_at_a_time(learner: DiffusionLearner, queries: Sequence[Query], draws: Draws) -> None:

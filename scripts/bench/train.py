@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from measuring import device_name, flops, matrix_rate, peak_gigabytes, synchronised, unet_forward_flops
+from measuring import device_name, flops, meta_inputs, on_meta, peak_gigabytes, synchronised, unet_forward_flops
 from PIL import Image
 from plain_loop import Levers, PlainLoop
 
@@ -42,10 +42,11 @@ from diffusion_sft.finetune.evaluations import Exam
 from diffusion_sft.finetune.loop import make_update
 from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
 from diffusion_sft.learners.diffusion import DiffusionLearner
+from diffusion_sft.machine import PUBLISHED_PEAKS, matrix_rate
 from diffusion_sft.records import identity_seed
 
-PUBLISHED_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-"""Dense bfloat16 FLOP/s of the vendor's data sheets."""
+PEAKS = PUBLISHED_PEAKS | {"H200": PUBLISHED_PEAKS["H100"]}
+"""Dense bfloat16 FLOP/s of the vendor's data sheets; the two have the same chip."""
 PLAIN = {
     "diffusers": Levers(),
     "+ cached latents and embeddings": Levers(cached=True),
@@ -181,8 +182,7 @@ def training_flops(learner: DiffusionLearner, method: str) -> float:
     forward = unet_forward_flops(unet, side)
     if method == "full":
         return 3.0 * forward
-    with torch.device("meta"):
-        copy = type(unet).from_config(unet.config)
+    copy = on_meta(unet)
     copy.requires_grad_(False)
     for name, parameter in copy.named_parameters():
         parameter.requires_grad_(method == "cross_attention" and ".attn2." in name)
@@ -191,20 +191,10 @@ def training_flops(learner: DiffusionLearner, method: str) -> float:
 
 def _backward_flops(unet: Any, side: int, forward: int) -> int:
     """Of the gradients of activations, and of the weights that are trained; adapters' own are not counted."""
-    config = unet.config
+    inputs = meta_inputs(unet, side)
+    inputs["sample"].requires_grad_(True)
     with torch.device("meta"):
-        noisy = torch.empty(1, config.in_channels, side, side, requires_grad=True)
-        states = torch.empty(1, 77, config.cross_attention_dim)
-        named = {}
-        if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            named["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
-        timesteps = torch.ones(1, dtype=torch.int64)
-
-        def both() -> None:
-            unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False, **named)[0].sum().backward()
-
-        return flops(both) - forward
+        return flops(lambda: unet(**inputs, return_dict=False)[0].sum().backward()) - forward
 
 
 def failed(variant: str, error: BaseException) -> Row:
@@ -282,7 +272,7 @@ def main() -> None:
     del learner
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen.mixed_precision, torch.float32)
     rate = matrix_rate(device, dtype)
-    peak = next((value for name, value in PUBLISHED_PEAKS.items() if name in device_name(device)), None)
+    peak = next((value for name, value in PEAKS.items() if name in device_name(device)), None)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
