@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .learner import NULL_CUE, SLOT, Answer, Learner, Question, Reading
+from .ranges import check_range
 from .records import Concept, ConceptSet, Draws, Example, identity_seed
 
 ANSWER_COLUMNS = (
@@ -58,9 +59,9 @@ class AnswerConfig:
     """Where an example's own caption contains the concept's words, it is a template too, before all others."""
 
     def __post_init__(self) -> None:
-        if self.num_renderings < 1 or self.num_draws < 1:
-            raise ValueError("num_renderings and num_draws must be at least 1")
-        if self.num_invented < 0 or self.num_candidates < self.num_invented + 2:
+        check_range(self, "num_renderings", "num_draws", least=1)
+        check_range(self, "num_invented", least=0)
+        if self.num_candidates < self.num_invented + 2:
             raise ValueError("num_candidates must leave room for the true words and ∅ beside num_invented")
         if not self.templates:
             raise ValueError("templates must hold at least one caption with {} for the concept's words")

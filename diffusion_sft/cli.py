@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from .errors import UserError
 from .parsing import printable
@@ -37,6 +38,8 @@ VERBS = {
 }
 GROUPS = {"data": "look at concept sets", "cache": "keep encoded images and captions on disk"}
 """First words of the verbs of two words."""
+READERS = ("plan", "doctor", "cache fill", "cache verify", "cache clear")
+"""Verbs that write nothing to output_dir."""
 STUDY_VERBS = ("study", "probe", "bucket", "solve", "evaluate", "report")
 EXAMPLES = """examples:
   diffusion-sft study configs/quickstart.yaml
@@ -67,10 +70,9 @@ _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL) | dict.fromkeys(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    options.verb = " ".join(word for word in (options.verb, getattr(options, "action", None)) if word)
     try:
+        options = _parser().parse_args(arguments)
+        options.verb = " ".join(word for word in (options.verb, getattr(options, "action", None)) if word)
         return _run(options)
     except UserError as error:
         told = "\n".join(map(printable, str(error).split("\n")))  # It may hold names that drive a terminal.
@@ -93,8 +95,15 @@ def entry() -> None:
     sys.exit(main())
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are the user's like all others: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="diffusion-sft",
         description="Which concepts does a diffusion model already know, and what does teaching it the others cost?",
         epilog=EXAMPLES,
@@ -145,7 +154,30 @@ def _run(options: argparse.Namespace) -> int:
 
             print(plan_finetune(config))
         return 0
+    if options.verb not in READERS:
+        _check_output(config.output_dir)
     return _perform(options.verb, config)
+
+
+def _check_output(output_dir: str) -> None:
+    """Raise UserError where no folder can be made, before hours are spent on what belongs into it.
+
+    Only trying tells: rights, read-only mounts, full disks and folders like /proc all refuse in their own way.
+    """
+    if not output_dir.strip():
+        raise UserError("output_dir is empty: give the folder to write to")
+    from .files import PARTIAL  # Not above: `--help` is to answer at once.
+
+    place = Path(output_dir)
+    try:
+        while not place.exists() and place != place.parent and not place.is_symlink():
+            place = place.parent
+        Path(tempfile.mkdtemp(dir=place, prefix=PARTIAL)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"output_dir={printable(output_dir[:200])}: nothing can be written to {printable(str(place)[:200])} "
+            f"({error.strerror}); {_PLACE}"
+        ) from None
 
 
 def _schema(verb: str) -> type:

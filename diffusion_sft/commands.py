@@ -30,6 +30,7 @@ from .learners.cache import CacheReport, cache_encodings, clear_cache, verify_ca
 from .learners.diffusion import DiffusionLearner
 from .learners.language import LanguageLearner
 from .learners.tokens import token_counter
+from .locks import locked
 from .machine import hardware, pick_device, versions
 from .plan import check_learners
 from .pretrain.language import LanguagePretrainConfig, pretrain_language
@@ -72,18 +73,22 @@ class DoctorConfig:
 
 def run_world(config: WorldCommandConfig) -> int:
     """Write the world."""
-    folder = write_world(Path(config.output_dir), config)
+    folder = Path(config.output_dir)
+    with locked(folder):
+        write_world(folder, config)
     print(f"world: {folder} (an ImageFolder with metadata.jsonl, and questions.jsonl about the same names)")
     return 0
 
 
 def run_pretrain(config: PretrainCommandConfig) -> int:
     """Train the bases, or go on with them."""
-    if LLM in config.learners:
-        print(f"language model: {pretrain_language(config.llm, Path(config.output_dir)) / 'model'}")
-    if DIFFUSION in config.learners:
-        folder = pretrain(config, Path(config.output_dir))
-        print(f"base: {folder / 'pipeline'}; readout: {folder / 'readout'}")
+    folder = Path(config.output_dir)
+    with locked(folder):
+        if LLM in config.learners:
+            print(f"language model: {pretrain_language(config.llm, folder) / 'model'}")
+        if DIFFUSION in config.learners:
+            done = pretrain(config, folder)
+            print(f"base: {done / 'pipeline'}; readout: {done / 'readout'}")
     return 0
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -64,6 +66,10 @@ def ray_joined(config: RayConfig) -> Iterator[None]:
         raise UserError("executor=ray needs Ray, which is not installed: pip install 'diffusion_sft[ray]'")
     if process_count() > 1:
         raise UserError(f"executor=ray starts its own processes; start the study once, not as {process_count()}")
+    if config.address in (None, "local") and "ray" not in sys.modules:  # Ray looks when it is imported.
+        # It listens on every interface of the machine, and runs what it is sent by whoever knows the token.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent (temporary file, fsync, rename), and folders that one process works in at a time."""
+"""Files and folders that are either whole or absent: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
@@ -6,38 +6,45 @@ import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 from pyarrow import ArrowException
+from safetensors import SafetensorError
 
 from .errors import UserError
 from .parsing import first_line, printable
 
+PARTIAL = ".partial-"
+"""How the names of files and folders begin that are not whole yet, or are on their way out."""
+OLD = re.compile(r"\.(?P<name>.+)\.old\.[0-9a-f]{8}")
+"""A folder that was being replaced, and is put back if its successor never came."""
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed."""
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed.
+
+    What a killed process leaves of it bears a name that begins with `PARTIAL` (see `locks`).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path, path.suffix)
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _raise_plain(error, path)
         raise
 
 
@@ -46,8 +53,9 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _beside(path)
     try:
+        temporary.mkdir()
         yield temporary
         for inside in (*temporary.rglob("*"), temporary):
             if inside.is_dir():
@@ -55,90 +63,49 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             elif inside.is_file():
                 with inside.open("rb") as stream:
                     os.fsync(stream.fileno())
-        temporary.chmod(0o755)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
+            old = path.with_name(f".{path.name}.old.{secrets.token_hex(4)}")
+            os.replace(path, old)
             os.replace(temporary, path)
-            shutil.rmtree(old)
+            _sync_folder(path.parent)
+            remove_folder(old)
         else:
             os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
+            _sync_folder(path.parent)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         recover_folder(path)
+        _raise_plain(error, path)
         raise
 
 
 def recover_folder(path: Path) -> None:
     """Put a folder back that was being replaced when its process died, and remove what is left of older ones."""
     for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.old.*")):
-        if not path.exists() and (old / path.name).exists():
-            os.replace(old / path.name, path)
-        shutil.rmtree(old)
+        if not path.exists():
+            os.replace(old, path)
+        else:
+            remove_folder(old)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder that is named after what it holds; it loses its name first, so that no half ever bears it."""
-    doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    doomed = _beside(path)
     os.replace(path, doomed)
+    _sync_folder(path.parent)
     shutil.rmtree(doomed)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder inside the block; a lock dies with its process, however that dies.
-
-    The lock stands beside the folder, which may have to be empty.
-
-    Raises:
-        UserError: another process is at work there.
-    """
-    if os.name != "posix":  # Others have no such locks.
-        yield
-        return
-    made = not folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    file = folder.parent / f".{folder.name}.lock"
-    with _locked_file(file, folder) as stream:
-        stream.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})")
-        stream.flush()
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
-            if made and not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
+def _beside(path: Path, suffix: str = "") -> Path:
+    """A new name in the same folder; the suffix says to libraries what kind of file to write."""
+    return path.with_name(f"{PARTIAL}{path.name[:64]}.{secrets.token_hex(4)}{suffix}")
 
 
-@contextmanager
-def _locked_file(file: Path, folder: Path) -> Iterator[TextIO]:
-    """The lock file, open and locked, and still the one of this name: its last owner removes it."""
-    import fcntl
-
-    while True:
-        with file.open("a+", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                owner = stream.read().strip() or "another process"
-                raise UserError(
-                    f"{folder}: {owner} is at work there; wait for it, or choose another output_dir"
-                ) from None
-            if _is_named(file, stream):
-                yield stream
-                return
-
-
-def _is_named(file: Path, stream: TextIO) -> bool:
-    """Whether an open file is what now stands under this name."""
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
-    except FileNotFoundError:
-        return False
+def _raise_plain(error: BaseException, path: Path) -> None:
+    """Raise what safetensors tells of a disk as the OSError that it is, for whoever handles those."""
+    found = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    if found:
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -187,6 +154,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table atomically as parquet at `path` and as CSV beside it."""
     with replaced(path) as temporary:
         table.to_parquet(temporary, index=False, write_page_checksum=True)
+    write_csv(path, table)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write the CSV that stands beside the parquet table at `path`."""
     with replaced(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,14 @@ from .files import replaced
 from .learner import Cue
 from .learners.diffusion import DiffusionLearner
 from .learners.sampling import generate_in_parallel, in_words, uses_ddim
+from .locks import locked
 from .machine import pick_device
 from .numerics.fixed_point import Anderson, Parareal, Picard, Solver
+from .ranges import MOST_STEPS, check_range
 from .records import identity_seed
+
+PICTURES_HELD = 64
+"""In memory, before they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +53,16 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.solver == "sequential" and self.eta:
             raise ValueError(f"eta={self.eta} needs one of the parallel solvers, for example solver=picard")
-        for name in ("num_images", "num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.prompts or not math.isfinite(self.guidance_scale):
-            raise ValueError("prompts must not be empty, and guidance_scale must be a number")
+        check_range(self, "seed", least=0)
+        check_range(self, "num_images", "batch_size", "window", least=1)
+        check_range(self, "num_inference_steps", least=1, most=MOST_STEPS)
+        check_range(self, "guidance_scale")
+        check_range(self, "tolerance", least=0)
+        check_range(self, "eta", least=0, most=1)
+        if not self.prompts:
+            raise ValueError("prompts must not be empty")
         if self.window is not None and self.solver not in ("picard", "anderson"):
             raise ValueError(f"window={self.window} belongs to solver=picard and solver=anderson")
-        Picard(window=self.window, tolerance=self.tolerance)
 
 
 def run_generate(config: GenerateConfig) -> int:
@@ -74,11 +80,15 @@ def run_generate(config: GenerateConfig) -> int:
         for prompt in config.prompts
         for index in range(config.num_images)
     ]
-    for number, (cue, image) in enumerate(zip(cues, _pictures(learner, cues, config), strict=True)):
-        path = Path(config.output_dir) / f"{number:04d}-seed{cue.seed}.png"
-        with replaced(path) as temporary:
-            Image.fromarray(image).save(temporary)
-        print(f"{path}  {cue.prompt!r}")
+    folder, size = Path(config.output_dir), max(config.batch_size, PICTURES_HELD)
+    with locked(folder):
+        for start in range(0, len(cues), size):
+            part = cues[start : start + size]
+            for number, (cue, image) in enumerate(zip(part, _pictures(learner, part, config), strict=True), start):
+                path = folder / f"{number:04d}-seed{cue.seed}.png"
+                with replaced(path) as temporary:
+                    Image.fromarray(image).save(temporary)
+                print(f"{path}  {cue.prompt!r}")
     return 0
 
 

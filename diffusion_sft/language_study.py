@@ -26,7 +26,8 @@ from .records import DIFFUSION, LLM, PROBED, ConceptSet
 from .report.page import write_report
 from .solve.run import Task
 from .solving import text_systems
-from .story import Story, chosen_dtype, tell, write_world_once
+from .story import Story, chosen_dtype, tell
+from .world.write import write_world_once
 
 
 class LanguageStudy(Story):

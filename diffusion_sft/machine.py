@@ -11,6 +11,7 @@ import torch
 
 from .errors import UserError
 from .learner import Learner, Query
+from .parsing import first_line
 from .records import Draws, Example
 
 PUBLISHED_PEAKS = {"A100": 312e12, "H100": 989e12}
@@ -46,8 +47,10 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(f"device={name}: no device of this machine ({first_line(error)})") from None
+    if device.type == "meta":
+        raise UserError(f"device={name}: holds no numbers; give cpu, cuda or auto")
     return device
 
 

@@ -18,6 +18,10 @@ from .errors import UserError
 
 Record = tuple[str, dict[str, Any]]
 """Where a record stands ("metadata.jsonl line 3"), and its cells."""
+LARGEST_TEXT = 1 << 30
+"""Bytes of a text file of rows; a longer one would not fit into memory with what it says."""
+_LONGEST_NAME = 200
+"""Characters of a name in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,10 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        place = ", ".join(part for part in (self.where, "" if self.file == self.where else self.file) if part)
-        return printable(f"{place}: {self.reason}")
+        named = (
+            shortened(part, _LONGEST_NAME) for part in (self.where, "" if self.file == self.where else self.file)
+        )
+        return printable(f"{', '.join(part for part in named if part)}: {shortened(self.reason, 2 * _LONGEST_NAME)}")
 
 
 def problems_table(problems: Iterable[Problem]) -> pd.DataFrame:
@@ -44,8 +50,9 @@ def problems_text(title: str, problems: Sequence[Problem], limit: int = 20) -> s
     lines = [f"  {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  and {len(problems) - limit} more")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{title}: {count}; mend them, or set on_bad=skip to go on without these rows:", *lines])
+    one = len(problems) == 1
+    count, it, this = ("1 problem", "it", "this row") if one else (f"{len(problems)} problems", "them", "these rows")
+    return "\n".join([f"{title}: {count}; mend {it}, or set on_bad=skip to go on without {this}:", *lines])
 
 
 def printable(text: str) -> str:
@@ -61,7 +68,21 @@ def first_line(error: BaseException) -> str:
 def few(names: list[str], limit: int = 10) -> str:
     """The first names, comma-separated, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return printable(", ".join(names[:limit])) + more
+    return printable(", ".join(shortened(name) for name in names[:limit])) + more
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The text's beginning where it is too long for a message."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def described(value: Any) -> str:
+    """What a cell holds, short enough for a message."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, (str, bytes)):
+        return shortened(repr(value[:100]))
+    return str(value).lower() if isinstance(value, bool) else shortened(repr(value))
 
 
 def seen(folder: Path) -> str:
@@ -82,8 +103,10 @@ def scalar(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value).strip()
-    if "\x00" in text or not _encodable(text):
-        raise ValueError(f"{text!r} is not valid UTF-8 text")
+    if "\x00" in text:
+        raise ValueError(f"{described(text)} is not text (it holds zero bytes)")
+    if not _encodable(text):
+        raise ValueError(f"{described(text)} is not valid UTF-8 text")
     return text
 
 
@@ -97,7 +120,7 @@ def count_of(value: Any, column: str) -> int | None:
         if not 0 <= number < 2**63 or number != int(number):
             raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(f"{column} {text!r} is not a count (0, 1, 2, ...)") from None
+        raise ValueError(f"{column} {described(text)} is not a count (0, 1, 2, ...)") from None
     return int(number)
 
 
@@ -105,15 +128,52 @@ def text_bytes(path: Path) -> bytes:
     """A text file's bytes without a byte order mark.
 
     Raises:
-        UserError: it cannot be read, or is UTF-16.
+        UserError: it cannot be read, is UTF-16, or is far too long.
     """
     try:
+        if (size := path.stat().st_size) > LARGEST_TEXT:
+            raise UserError(f"{path}: has {size:,} bytes, more than the {LARGEST_TEXT:,} that are read; split it")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}: is UTF-16; save it as UTF-8")
     return content.removeprefix(codecs.BOM_UTF8)
+
+
+def confined(root: Path, path: Path) -> Path:
+    """The path itself.
+
+    Raises:
+        UserError: it leads out of the folder `root` through a symbolic link: whoever made the set may have linked any
+            file.
+    """
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # Links in a circle.
+        raise UserError(f"{path}: is a loop of symbolic links") from None
+    if not inside:
+        raise UserError(f"{path}: is a symbolic link to a place outside the set's folder; put what it links to there")
+    return path
+
+
+def json_value(content: bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        ValueError: it is not valid JSON, or an object in it has a key twice.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {described(next(key for key in keys if keys.count(key) > 1))} occurs twice")
+    return found
 
 
 def json_lines(name: str, content: bytes, example: str) -> Iterator[Record | Problem]:
@@ -123,11 +183,11 @@ def json_lines(name: str, content: bytes, example: str) -> Iterator[Record | Pro
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = json_value(line)
         except UnicodeDecodeError:
             yield Problem(where=where, reason="is not UTF-8 text")
         except (ValueError, RecursionError) as error:
-            yield Problem(where=where, reason=f"is not valid JSON ({error})")
+            yield Problem(where=where, reason=f"is not valid JSON ({shortened(first_line(error), 200)})")
         else:
             if isinstance(record, dict):
                 yield where, record
@@ -139,7 +199,7 @@ def separated_lines(path: Path, content: bytes, delimiter: str = ",") -> Iterato
     """One record per row under the header of a CSV or TSV, with a problem in the place of each that has no such form.
 
     Raises:
-        UserError: a column name occurs twice.
+        UserError: a column name occurs twice, or something else parts the fields.
     """
     # surrogateescape keeps undecodable bytes visible, so that only the rows that hold them are refused
     stream = io.StringIO(content.decode("utf-8", errors="surrogateescape"), newline="")
@@ -159,6 +219,10 @@ def separated_lines(path: Path, content: bytes, delimiter: str = ",") -> Iterato
             continue
         if not header:
             header = [cell.strip() for cell in cells]
+            if len(header) == 1 and (parted := next((mark for mark in ";\t," if mark in header[0]), "")):
+                raise UserError(
+                    f"{path}: its fields are parted by {parted!r}, not by {delimiter!r}; save it with these"
+                )
             if len(set(header)) < len(header):
                 raise UserError(f"{path}: a column name occurs twice: {few(header)}")
         elif len(cells) != len(header):

@@ -13,6 +13,7 @@ from .finetune.config import FinetuneConfig, LanguageFinetuneConfig
 from .finetune.mixes import MixConfig
 from .probe import LanguageProbeConfig, ProbeConfig
 from .questions import QuestionsConfig
+from .ranges import MOST_PIXELS, check_range
 from .records import DIFFUSION, LEARNERS
 from .solve.config import PictureSolveConfig, TextSolveConfig
 from .world.population import WorldConfig
@@ -31,8 +32,10 @@ class MethodConfig:
     """Of the adapters of lora."""
 
     def __post_init__(self) -> None:
+        check_range(self, "learning_rate", above=0)
+        check_range(self, "rank", least=1)
         if self.rank is not None and self.method != "lora":
-            raise ValueError(f"methods: rank={self.rank} is for lora, not for {self.method}")
+            raise ValueError(f"rank={self.rank} is for lora, not for {self.method}")
 
     @property
     def name(self) -> str:
@@ -57,13 +60,10 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         if self.address is not None and "://" in self.address:
-            raise ValueError(
-                f"ray.address={self.address}: give auto, or host:port, and start the study in the cluster"
-            )
-        if self.cpus_per_run < 0 or (self.gpus_per_run or 0) < 0 or self.max_retries < 0:
-            raise ValueError("ray: gpus_per_run, cpus_per_run and max_retries must not be negative")
+            raise ValueError(f"address={self.address}: give auto, or host:port, and start the study in the cluster")
+        check_range(self, "gpus_per_run", "cpus_per_run", "max_retries", least=0)
         if self.gpus_per_run and self.gpus_per_run > 1 and self.gpus_per_run % 1:
-            raise ValueError(f"ray.gpus_per_run={self.gpus_per_run}: a fraction of one GPU, or whole ones")
+            raise ValueError(f"gpus_per_run={self.gpus_per_run}: a fraction of one GPU, or whole ones")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,7 @@ class LanguageStudyConfig:
     solve: TextSolveConfig = field(default_factory=TextSolveConfig)
 
     def __post_init__(self) -> None:
+        check_range(self, "seeds", least=0)
         _check_mixes(self.mixes, self.seeds)
         _check_methods(self.methods, self.finetune)
 
@@ -146,6 +147,8 @@ class StudyConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
+        check_range(self, "resolution", least=1, most=MOST_PIXELS)
+        check_range(self, "seeds", least=0)
         _check_mixes(self.mixes, self.seeds)
         _check_methods(self.methods, self.finetune)
         check_learners(self.learners)

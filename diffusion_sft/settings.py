@@ -7,6 +7,7 @@ tools are read as ours where they mean the same (`aliases.py`), with a line on s
 from __future__ import annotations
 
 import difflib
+import io
 import math
 import re
 import sys
@@ -17,10 +18,16 @@ from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, SafeLoader, YAMLError, parse
 
 from .aliases import ALIASES, converted, familiar_value
 from .errors import UserError
+from .parsing import first_line, text_bytes
+
+MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1 << 20, 20_000, 40
+"""Of a file of settings: far more than there are settings, and little enough for any parser."""
+_BROKEN = (YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What PyYAML and OmegaConf say of text that is no settings."""
 
 T = TypeVar("T")
 
@@ -35,20 +42,25 @@ def load_settings(schema: type[T], path: Path | None, overrides: Sequence[str] =
     if path is not None:
         node = _merged(schema, node, _yaml(path), str(path))
     for override in overrides:
-        if "=" not in override:
+        if not override.partition("=")[0].strip(" .") or "=" not in override:
             raise UserError(f"override {override!r}: expected key=value, for example seed=1")
-        try:
-            dotted = OmegaConf.from_dotlist([override])
-        except (YAMLError, OmegaConfBaseException, ValueError, LookupError) as error:
-            raise UserError(f"override {override!r}: {_first_line(error)}") from None
         secret = override.split("=")[0].endswith("token")
-        node = _merged(schema, node, dotted, "override of a token" if secret else f"override {override!r}")
+        where = "override of a token" if secret else f"override {_shortened(override)!r}"
+        if _not_utf8(override):
+            raise UserError(f"{where}: not UTF-8 text")
+        try:
+            _check_structure(override.partition("=")[2])
+            dotted = OmegaConf.from_dotlist([override])
+        except _BROKEN as error:
+            raise UserError(f"{where}: not valid YAML ({first_line(error)})") from None
+        node = _merged(schema, node, dotted, where)
+    where = str(path or "settings")
     try:
         settings = OmegaConf.to_object(node)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path or 'settings'}: {_first_line(error)}") from None
+    except _BROKEN as error:
+        raise UserError(f"{where}: {_group_at_fault(node)}{first_line(error)}") from None
     assert isinstance(settings, schema)
-    _check_finite(settings_dict(settings), str(path or "settings"))
+    _check_values(settings_dict(settings), where)
     return settings
 
 
@@ -64,53 +76,132 @@ def settings_dict(settings: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _check_finite(value: Any, where: str, key: str = "") -> None:
-    """Raise UserError naming a number that is none, or infinite: there is no setting that it means anything for."""
+def _check_values(value: Any, where: str, key: str = "") -> None:
+    """Raise UserError naming a value that means nothing in any setting: NaN, infinity, an integer of more than 64 bits,
+    text that no file and no name of a file can hold."""
     if isinstance(value, dict):
         for name, own in value.items():
-            _check_finite(own, where, f"{key}.{name}" if key else str(name))
+            _check_values(own, where, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for number, own in enumerate(value):
-            _check_finite(own, where, f"{key}[{number}]")
+            _check_values(own, where, f"{key}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}: {key} must be a finite number, not {value}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{where}: {key} must be an integer of at most 64 bits, not {_shortened(str(value))}")
+    elif isinstance(value, str) and ("\0" in value or _not_utf8(value)):
+        raise UserError(f"{where}: {key} must be UTF-8 text without null characters, not {_shortened(value)!r}")
 
 
-def _check_interpolations(value: Any, where: str) -> None:
-    """Raise UserError for `${name:...}`, by which a file that was passed on could have the environment written down."""
+def _not_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _group_at_fault(node: Any) -> str:
+    """`probe.samples: ` where those settings cannot be made into what they are for; "" where it is all of them."""
+    key = ""
+    while True:
+        inside = range(len(node)) if OmegaConf.is_list(node) else list(node)
+        for name in inside:
+            if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name):
+                continue
+            if OmegaConf.is_config(node[name]) and not _builds(node[name]):
+                key += f"[{name}]" if OmegaConf.is_list(node) else f".{name}" if key else str(name)
+                node = node[name]
+                break
+        else:
+            return f"{key}: " if key else ""
+
+
+def _builds(node: Any) -> bool:
+    try:
+        OmegaConf.to_object(node)
+    except _BROKEN:
+        return False
+    return True
+
+
+def _check_structure(text: str) -> None:
+    """Raise ValueError for YAML that is nested too deep, or that grows without end where its aliases are written out."""
+    sizes: dict[str | None, int] = {}
+    anchors: list[str | None] = [None]
+    counts = [0]  # Of values in each collection that is open, the outermost first.
+    for event in parse(text, Loader=SafeLoader):
+        if isinstance(event, CollectionStartEvent):
+            anchors.append(event.anchor)
+            counts.append(1)
+        elif isinstance(event, CollectionEndEvent):
+            sizes[anchors.pop()] = count = counts.pop()
+            counts[-1] += count
+        elif isinstance(event, AliasEvent):
+            if event.anchor in anchors:
+                raise ValueError(f"*{event.anchor} stands inside itself")
+            counts[-1] += sizes.get(event.anchor, 1)
+        else:
+            counts[-1] += 1
+        if counts[-1] > MOST_VALUES or len(counts) > MOST_LEVELS:
+            raise ValueError(f"more than {MOST_VALUES:,} values, or nested more than {MOST_LEVELS} levels deep")
+
+
+def _check_placeholders(value: Any, where: str, key: str = "") -> None:
+    """Raise UserError for `???`, which OmegaConf passes over, and for `${name:...}`, by which a file that was passed on
+    could have the environment written down."""
     if isinstance(value, dict):
-        for own in value.values():
-            _check_interpolations(own, where)
+        for name, own in value.items():
+            _check_placeholders(own, where, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
-        for own in value:
-            _check_interpolations(own, where)
+        for number, own in enumerate(value):
+            _check_placeholders(own, where, f"{key}[{number}]")
+    elif value == "???":
+        raise UserError(f"{where}: {key}: ??? stands for a value that is still to be given")
     elif isinstance(value, str) and re.search(r"\$\{\s*[\w.]+\s*:", value):
         raise UserError(f"{where}: {value[:60]!r} asks for something outside the settings, which is not looked up")
 
 
 def _yaml(path: Path) -> Any:
     try:
-        return OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a configuration file") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        kind = "a folder" if path.is_dir() else "no plain file" if path.exists() and not path.is_file() else None
+        if not path.exists():
+            raise UserError(f"{path}: no such configuration file")
+    except OSError as error:
+        raise UserError(f"{_shortened(str(path))}: no such configuration file ({error.strerror})") from None
+    if kind:
+        raise UserError(f"{path}: is {kind}, not a configuration file")
+    content = text_bytes(path)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: {len(content):,} bytes, which is no configuration file")
+    try:
+        text = content.decode("utf-8")
+        _check_structure(text)
+        return OmegaConf.load(io.StringIO(text))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text, so no configuration file") from None
+    except (*_BROKEN, OSError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:300]})") from None
 
 
 def _merged(schema: type, node: Any, other: Any, where: str) -> Any:
     if not OmegaConf.is_dict(other):
         raise UserError(f"{where}: expected a mapping of keys to values at the top")
     given = OmegaConf.to_container(other)
-    _check_interpolations(given, where)
+    _check_placeholders(given, where)
     ours = _translated(schema, given, where, "")
     _check_keys(schema, ours, where, "")
     try:
-        return OmegaConf.merge(node, other if ours == given else OmegaConf.create(ours))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        merged = OmegaConf.merge(node, other if ours == given else OmegaConf.create(ours))
+    except _BROKEN as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{where}: {key + ': ' if key else ''}{_first_line(error)}") from None
+        raise UserError(f"{where}: {key + ': ' if key else ''}{first_line(error)}") from None
+    _check_values(OmegaConf.to_container(merged), where)
+    return merged
 
 
 def _translated(schema: type, given: Any, where: str, prefix: str) -> Any:
@@ -194,7 +285,3 @@ def _check_keys(schema: type, given: Any, where: str, prefix: str) -> None:
             raise UserError(f"{where}: no setting {prefix}{key}; {hint}")
         if _is_schema(hints[key]):
             _check_keys(hints[key], value, where, f"{prefix}{key}.")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,6 +10,7 @@ the models' pictures are handed out instead, each to a process of its own (`exec
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,13 +29,14 @@ from .compare import CompareConfig, compare
 from .dynamics import TunedRun, dynamics_text, summarise_runs
 from .errors import UserError
 from .executing import Piece, on_ray
-from .files import file_hash, read_json, read_table, write_json, write_table, write_text
+from .files import read_table, write_table, write_text
 from .finetune.config import FinetuneConfig
 from .finetune.evaluations import Exam, early_stop_update, make_exam
 from .finetune.loop import finetune
 from .finetune.mixes import Mix, compose
 from .learner import Learner
 from .machine import hardware, pick_device, versions
+from .manifests import read_record, write_record
 from .plan import RAY, PlannedRun, StudyConfig
 from .processes import is_main, process_count, process_device, wait_for_everyone
 from .records import ConceptSet, Draws
@@ -43,9 +45,8 @@ from .settings import settings_dict, settings_yaml
 from .solve.config import PictureSolveConfig, TextSolveConfig
 from .solve.run import Task, solve
 from .systems import ForecastRun, Systems
-from .world.population import WorldConfig
-from .world.write import write_world
 
+logger = logging.getLogger(__name__)
 STAGES = ("concepts", "probe", "bucket", "finetune", "generate", "evaluate", "solve", "report")
 BESIDE = {"solve": ("generate", "evaluate")}
 """Stages that come before another one and are not needed for it."""
@@ -230,10 +231,10 @@ class Story(ABC):
     def record(self) -> None:
         """Write `study.json` and `config.yaml`: what was asked for, of which base, on what, and how long it took."""
         path = self.folder / "study.json"
-        earlier = read_json(path).get("seconds", {}) if path.exists() else {}
+        earlier = _seconds(path)
         # A stage that only found its work done took no time worth telling; keep what the work itself took.
-        seconds = earlier | {s: t for s, t in self.seconds.items() if t > earlier.get(s, 0.0)}
-        write_json(
+        seconds = earlier | {s: t for s, t in self.seconds.items() if t > earlier.get(s, -1.0)}
+        write_record(
             path,
             {
                 "title": self.config.title,
@@ -243,8 +244,9 @@ class Story(ABC):
                 "versions": versions(),
                 "hardware": hardware(self.device),
             },
+            {},
         )
-        (self.folder / "config.yaml").write_text(settings_yaml(self.config), encoding="utf-8")
+        write_text(self.folder / "config.yaml", settings_yaml(self.config))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -254,6 +256,17 @@ class Story(ABC):
         self.seconds[stage] = round(time.monotonic() - started, 1)
         if is_main():
             self.record()
+
+
+def _seconds(record: Path) -> dict[str, float]:
+    """How long stages took by an earlier record; nothing where there is none, or it was altered."""
+    if not record.exists():
+        return {}
+    try:
+        return dict(read_record(record)["seconds"])
+    except UserError as error:
+        logger.warning("%s; the times of earlier stages are lost", error)
+        return {}
 
 
 def _real_step(load: Callable[[], Learner], parameters: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -292,19 +305,3 @@ def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def write_world_once(folder: Path, config: WorldConfig) -> None:
-    """Write the embedded world unless the folder holds it already with the same settings."""
-    stamp = folder.with_name(f"{folder.name}.json")
-    wanted = {"world": settings_dict(config)}
-    files = [folder / "metadata.jsonl", folder / "questions.jsonl"]
-
-    def hashes() -> dict[str, str]:
-        return {file.name: file_hash(file) for file in files}
-
-    there = stamp.exists() and all(file.exists() for file in files)
-    if there and read_json(stamp) == wanted | hashes():
-        return
-    write_world(folder, config)
-    write_json(stamp, wanted | hashes())

@@ -30,10 +30,10 @@ from .evaluate import (
 )
 from .evaluate.cache import FeatureCache
 from .executing import on_ray, ray_joined
-from .files import locked
 from .language_study import LanguageStudy
 from .learner import PIPELINE_LAYOUT
 from .learners.diffusion import DiffusionLearner
+from .locks import locked
 from .machine import evaluations_per_second
 from .plan import RAY, PlannedRun, StudyConfig, planned_runs
 from .planning.counting import network_evaluations
@@ -43,8 +43,9 @@ from .records import DIFFUSION, HELDOUT, LLM, REFERENCE, TRAIN, ConceptSet
 from .report.page import write_report
 from .solve.run import Task
 from .solving import picture_systems
-from .story import Story, chosen_dtype, stages_until, tell, write_world_once
+from .story import Story, chosen_dtype, stages_until, tell
 from .world.readout import Readout
+from .world.write import write_world_once
 
 
 class DiffusionStudy(Story):

@@ -6,6 +6,7 @@ to a multiple of 8 with spaces, then the tensors' bytes. The order is that of th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -50,22 +51,29 @@ def file_bytes(layout: Layout) -> int:
 
 def write_tensor_file(
     file: Path, layout: Layout, tensors: Iterable[torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+) -> str:
     """Write the tensors, which come in `file_order` and on any device, and are taken one at a time.
 
     The same content always gives the same bytes, and so the same hash; safetensors' own writer shuffles the metadata.
 
+    Returns:
+        The SHA-256 of what was written, in hex: of what was in memory, so that a disk that keeps other bytes is found out.
+
     Raises:
         ValueError: a tensor is not what the layout says.
     """
-    names = file_order(layout)
+    names, header = file_order(layout), _header(layout, metadata)
+    digest = hashlib.sha256(header)
     with file.open("wb") as stream:
-        stream.write(_header(layout, metadata))
+        stream.write(header)
         for name, tensor in zip(names, tensors, strict=True):
             if (TYPES[tensor.dtype], tuple(tensor.shape)) != layout[name]:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {layout[name]}")
             flat = tensor.detach().cpu().contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
+            content = flat.view(torch.uint8).numpy().data
+            digest.update(content)
+            stream.write(content)
+    return digest.hexdigest()
 
 
 def _header(layout: Layout, metadata: Mapping[str, str] | None = None) -> bytes:

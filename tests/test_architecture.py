@@ -9,8 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diffusion_sft"
 FLOORS = {
-    0: ("errors",),
-    1: ("records", "files", "parsing", "settings", "aliases", "processes", "tensor_files", "numerics"),
+    0: ("errors", "ranges"),
+    1: (
+        "records",
+        "files",
+        "locks",
+        "manifests",
+        "parsing",
+        "settings",
+        "aliases",
+        "processes",
+        "tensor_files",
+        "numerics",
+    ),
     2: (
         "learner",
         "layouts",
@@ -31,7 +42,9 @@ FLOORS = {
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 TOGETHER = {
     "files": {"parsing"},
-    "settings": {"aliases"},
+    "locks": {"files", "parsing"},
+    "manifests": {"files"},
+    "settings": {"aliases", "parsing"},
     "answers": {"learner"},
     "machine": {"learner"},
     "systems": {"learner"},

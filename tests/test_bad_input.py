@@ -251,7 +251,7 @@ def test_weights_that_are_no_numbers_are_named(tiny_pipeline: Path, tmp_path: Pa
 
 def test_a_world_of_fewer_than_none_is_refused() -> None:
     for override in ("world.num_rare=-1", "world.heldout_images=-2"):
-        with pytest.raises(UserError, match="must not be negative"):
+        with pytest.raises(UserError, match="must be at least 0"):
             load_settings(StudyConfig, None, [override])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from diffusion_sft.errors import UserError
 from diffusion_sft.evaluate.cache import FeatureCache, fitted_image
@@ -71,7 +72,7 @@ def test_cache_never_mixes_extractors(tmp_path: Path, change: dict[str, str]) ->
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_cache_names_damage_and_bad_images(tmp_path: Path) -> None:
+def test_cache_names_bad_images(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(pictures(1)[0]).save(path)
     cache = FeatureCache(tmp_path / "cache", colour_extractor([]), (16, 16), 4)
@@ -80,10 +81,27 @@ def test_cache_names_damage_and_bad_images(tmp_path: Path) -> None:
     broken.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match=r"broken.png"):
         cache.features([broken])
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "of another version"])
+def test_damaged_rows_are_named_and_made_again(harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pictures(1)[0]).save(path)
+    calls: list[int] = []
+    rows = FeatureCache(tmp_path / "cache", colour_extractor(calls), (16, 16), 4).features([path])
     shard = next((tmp_path / "cache").rglob("*.safetensors"))
-    shard.write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"damaged feature cache .*; delete this file"):
-        FeatureCache(tmp_path / "cache", colour_extractor([]), (16, 16), 4)
+    content = bytearray(shard.read_bytes())
+    if harm == "of another version":
+        save_file(load_file(shard), shard)
+    else:
+        content[-1] ^= 1
+        shard.write_bytes(content if harm == "flipped" else content[:-7])
+    again = FeatureCache(tmp_path / "cache", colour_extractor(calls), (16, 16), 4).features([path])
+    np.testing.assert_array_equal(rows, again)
+    assert len(calls) == 2
+    assert f"{shard}: damaged feature cache" in caplog.text
+    assert len(FeatureCache(tmp_path / "cache", colour_extractor(calls), (16, 16), 4).features([path])) == 1
+    assert len(calls) == 2
 
 
 def test_images_are_fitted_by_centre_crop(tmp_path: Path) -> None:

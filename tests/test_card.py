@@ -276,9 +276,7 @@ def test_every_format_that_is_asked_for_is_written(tmp_path: Path) -> None:
     assert last == tmp_path / "lora" / LORA_FILE
     assert {file.name for file in (tmp_path / "lora").iterdir()} == {LORA_FILE, KOHYA_FILE}
     saver = Saver(("model_index.json",))
-    for leftover in (".export-abc", ".pipeline.xyz", ".pipeline.old.xyz"):
-        (tmp_path / "full" / leftover).mkdir(parents=True)
-    (tmp_path / "full" / ".half.safetensors.ab_1.safetensors").touch()
+    (tmp_path / "full" / ".pipeline.old.0123abcd").mkdir(parents=True)
     (tmp_path / "full" / ".keep").touch()
     last = export_weights(
         saver, export(FinetuneConfig(method="cross_attention", save_single_file=True)), tmp_path / "full"

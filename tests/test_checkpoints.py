@@ -26,9 +26,7 @@ from diffusion_sft.finetune.average import AveragedWeights
 from diffusion_sft.finetune.checkpoints import (
     Trained,
     checkpoint_updates,
-    chosen_update,
     load_checkpoint,
-    remove_unfinished,
     rotate_checkpoints,
     save_checkpoint,
 )
@@ -37,8 +35,10 @@ from diffusion_sft.finetune.evaluations import make_exam
 from diffusion_sft.finetune.loop import finetune
 from diffusion_sft.finetune.mixes import MixConfig, compose
 from diffusion_sft.finetune.optimizers import make_optimizer
+from diffusion_sft.finetune.resuming import chosen_update
 from diffusion_sft.learner import Learner
 from diffusion_sft.learners.diffusion import DiffusionLearner
+from diffusion_sft.locks import locked
 from diffusion_sft.numerics.noise import normal
 from diffusion_sft.records import ConceptSet
 
@@ -161,7 +161,7 @@ def test_twenty_updates_are_seven_a_kill_and_thirteen(way: str, start_diffusion:
     assert checkpoint_updates(tmp_path / "resumed")[-1] == 7
     resumed = start_diffusion(config, tmp_path / "resumed")
     assert_identical(tmp_path / "straight", tmp_path / "resumed")
-    varying = {"seconds"}
+    varying = {"seconds", "files"}
     assert {k: v for k, v in straight.items() if k not in varying} == {
         k: v for k, v in resumed.items() if k not in varying
     }
@@ -448,27 +448,33 @@ def test_rotation_keeps_the_last_the_best_and_whatever_is_not_ours(tmp_path: Pat
     for foreign in ("checkpoint-best", "checkpoint-7", "checkpoint-1-old", "checkpoints"):
         (tmp_path / foreign).mkdir()
         (tmp_path / foreign / "notes.txt").write_text("mine")
-    rotate_checkpoints(tmp_path, 2, best=10)
+    rotate_checkpoints(tmp_path, 2, 5, best=10)
     assert checkpoint_updates(tmp_path) == [10, 20, 100]
-    rotate_checkpoints(tmp_path, 1, best=None)
+    rotate_checkpoints(tmp_path, 1, 5, best=None)
     assert checkpoint_updates(tmp_path) == [100]
-    rotate_checkpoints(tmp_path, None, best=None)
+    rotate_checkpoints(tmp_path, None, 5, best=None)
     assert checkpoint_updates(tmp_path) == [100]
+    for update in (103, 110, 111):
+        save_checkpoint(tmp_path, update, trained, {})
+    rotate_checkpoints(tmp_path, 3, 5, best=None)  # 103 is one that a stopped process left, 111 the latest
+    assert checkpoint_updates(tmp_path) == [100, 110, 111]
+    rotate_checkpoints(tmp_path / "no run", 3, 5, best=None)
     assert all((tmp_path / name).is_dir() for name in ("checkpoint-best", "checkpoint-7", "checkpoint-1-old"))
 
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = something_trained()
     save_checkpoint(tmp_path, 5, trained, {})
-    monkeypatch.setattr("diffusion_sft.finetune.checkpoints.write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("diffusion_sft.finetune.checkpoints.write_record", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_checkpoint(tmp_path, 10, trained, {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
     # What a process leaves that had no time to clear up is not taken for a checkpoint, and goes at the next start.
-    (tmp_path / ".checkpoint-10.ab12cd_x").mkdir()
+    (tmp_path / ".partial-checkpoint-10.ab12cd34").mkdir()
     (tmp_path / ".checkpoint-notes").mkdir()
     assert checkpoint_updates(tmp_path) == [5]
-    remove_unfinished(tmp_path)
+    with locked(tmp_path):
+        pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoint-notes", "checkpoint-5"]
 
 

@@ -16,6 +16,8 @@ import datasets
 import numpy as np
 import pytest
 import webdataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -118,10 +120,14 @@ def test_data_set_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append((*names, revision))
         return datasets.DatasetDict(train=data_set(range(6), text=["a dax"] * 6))
 
+    def dataset_info(api: object, name: str, *, revision: str | None, timeout: float) -> None:
+        asked.append((name, revision))
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
     result = read("owner/name", tmp_path / "cache", dataset_config_name="big", revision="v1")
-    assert asked == [("owner/name", "big", "v1")]
+    assert asked == [("owner/name", "v1"), ("owner/name", "big", "v1")]
     assert len({e.id for e in result.concept_set.examples}) == 6
     assert {e.split for e in result.concept_set.examples} == {TRAIN, HELDOUT, REFERENCE}
 
@@ -132,9 +138,20 @@ def test_hub_without_network_or_library(tmp_path: Path, monkeypatch: pytest.Monk
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub\n(offline)")
 
+    def unknown_host(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Name or service not known")
+
+    def switched_off(*_: Any, **__: Any) -> None:
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    message = error_of("owner/name", tmp_path)
-    assert message == (
+    monkeypatch.setattr(HfApi, "dataset_info", unknown_host)  # the library would try again for half a minute
+    assert error_of("owner/name", tmp_path) == (
+        "owner/name: no such folder, and the Hugging Face Hub cannot be reached (Name or service not known); correct the"
+        " path, or set HF_HUB_OFFLINE=1 to read what was downloaded before"
+    )
+    monkeypatch.setattr(HfApi, "dataset_info", switched_off)
+    assert error_of("owner/name", tmp_path) == (
         "owner/name: no such folder, and not readable as a data set (Couldn't reach the Hub (offline))"
     )
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -154,7 +171,7 @@ def test_image_columns_of_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "other" / "data.arrow").touch()
     assert "was not written by save_to_disk" in error_of(tmp_path / "other", tmp_path, layout="datasets")
     (tmp_path / "other" / "state.json").write_text("{}")
-    assert "not readable as a data set" in error_of(tmp_path / "other", tmp_path)
+    assert "state.json: was not written by save_to_disk" in error_of(tmp_path / "other", tmp_path)
 
 
 def test_bad_rows_of_a_data_set(tmp_path: Path) -> None:
@@ -169,6 +186,7 @@ def test_bad_rows_of_a_data_set(tmp_path: Path) -> None:
     # written by hand: save_to_disk itself would embed the file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load_dataset", lambda *_, **__: found)
+        patch.setattr(HfApi, "dataset_info", lambda *_, **__: None)
         patch.chdir(tmp_path)
         result = read("owner/name", tmp_path / "cache", on_bad="skip")
     reasons = {problem.where: problem.reason for problem in result.problems}

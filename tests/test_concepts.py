@@ -578,7 +578,7 @@ def test_settings_load_and_refuse(tmp_path: Path) -> None:
     config = load_settings(ConceptsConfig, None, [f"path={tmp_path}", "on_bad=skip", "template=my {concept}"])
     assert config == ConceptsConfig(path=str(tmp_path), on_bad="skip", template="my {concept}")
     for override, message in {
-        "heldout_share=0": "heldout_share must lie between 0 and 1",
+        "heldout_share=0": "heldout_share must be above 0 and below 1",
         "heldout_share=0.8": "must be below 1",
         "template=a photo": "template must contain",
         "template=a {concept} {colour}": "template must contain",

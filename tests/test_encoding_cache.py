@@ -209,7 +209,7 @@ def test_verifying_finds_damaged_missing_and_unlisted_files(tmp_path: Path) -> N
 def test_clearing_removes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     files = filled(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    half = files[0].parent / f".{files[0].name}.ab_12cd.safetensors"
+    half = files[0].parent / f".partial-{files[0].name}.ab_12cd.safetensors"
     half.write_bytes(b"half")
     kept = [tmp_path / "notes.txt", tmp_path / "aa" / "mine.safetensors", tmp_path / "photos" / files[0].name]
     for file in kept:

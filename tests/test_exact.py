@@ -230,7 +230,7 @@ def test_samples_are_exact_and_files_are_written(tmp_path: Path) -> None:
     learner.save(tmp_path, {"run": "7"})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cues.json", "means.safetensors"]
     with safe_open(tmp_path / "means.safetensors", "pt") as stored:
-        assert stored.metadata() == {"run": "7"}
+        assert stored.metadata() == {"format": "pt", "run": "7"}
         assert torch.equal(stored.get_tensor("means.1"), learner.parts()["unet"].get_parameter("means.1"))
     with pytest.raises(UserError, match=r"all\.safetensors: .*no checkpoint format"):
         learner.save_single_file(tmp_path / "all.safetensors")

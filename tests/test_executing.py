@@ -138,7 +138,7 @@ def test_runs_are_every_mix_with_every_method_and_seed() -> None:
         (["executor=ray", "device=cuda:1"], "each run is given its GPU"),
         (["ray.address=ray://head:10001"], "auto, or host:port"),
         (["ray.gpus_per_run=1.5"], "a fraction of one GPU"),
-        (["ray.max_retries=-1"], "must not be negative"),
+        (["ray.max_retries=-1"], "max_retries must be at least 0"),
     ],
 )
 def test_settings_that_cannot_be_meant_end_in_one_line(
@@ -239,6 +239,31 @@ def test_a_death_is_tried_again_and_a_mistake_is_not(tmp_path: Path, capsys: pyt
             on_ray(pieces(tmp_path, "dies-always"), RayConfig(max_retries=1))
         with pytest.raises(ZeroDivisionError, match="of our own making"):
             on_ray(pieces(tmp_path, "broken"), RayConfig(max_retries=1))
+
+
+OURS = """
+import os, subprocess, sys
+from diffusion_sft.executing import ray_joined
+from diffusion_sft.plan import RayConfig
+
+with ray_joined(RayConfig()):
+    import ray
+
+    script = f"import ray; ray.init(address={ray.get_runtime_context().gcs_address!r}, logging_level='ERROR')"
+    strangers = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    token = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    for known in (token, {}, token | {"RAY_AUTH_TOKEN": "0" * 64}):
+        done = subprocess.run([sys.executable, "-c", script], env=strangers | known, capture_output=True)
+        print(done.returncode)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_our_own_works_for_nobody_else() -> None:
+    pytest.importorskip("ray")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", OURS], env=clean, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "1", "1"], done.stderr
 
 
 def kill_in_the_middle(run: Path, log: Path, killed: list[int]) -> None:

@@ -24,7 +24,6 @@ from diffusion_sft.answers import AnswerConfig
 from diffusion_sft.concepts.store import Store
 from diffusion_sft.errors import UserError
 from diffusion_sft.files import (
-    locked,
     read_table,
     recover_folder,
     remove_folder,
@@ -35,6 +34,7 @@ from diffusion_sft.finetune.checkpoints import checkpoint_updates
 from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.learners.likelihood import finite
+from diffusion_sft.locks import locked
 from diffusion_sft.parts import Parts
 from diffusion_sft.probe import ProbeConfig, probe
 
@@ -46,13 +46,13 @@ SHORT = replace(EXACT, max_train_steps=6, checkpointing_steps=2, validation_step
 
 def test_a_second_process_is_told_who_is_at_work_and_a_death_sets_the_folder_free(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    script = "import sys, time; from pathlib import Path; from diffusion_sft.files import locked\n"
+    script = "import sys, time; from pathlib import Path; from diffusion_sft.locks import locked\n"
     script += "with locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", script, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        told = rf"process {other.pid} on \S+ \(since 20\S+ \S+\) is at work there; wait"
+        told = rf"process {other.pid} on \S+ since 20\S+ \S+ UTC \(0 h 0 min\) is at work there; wait"
         with pytest.raises(UserError, match=told), locked(folder):
             pass
         other.kill()
@@ -119,9 +119,7 @@ def test_a_folder_that_was_being_replaced_is_put_back(tmp_path: Path, monkeypatc
     folder = tmp_path / "state"
     with replaced_folder(folder) as temporary:
         (temporary / "number").write_text("1")
-    old = tmp_path / ".state.old.abc"
-    old.mkdir()
-    os.replace(folder, old / "state")  # as it is between two renames
+    os.replace(folder, tmp_path / ".state.old.0123abcd")  # as it is between two renames
     recover_folder(folder)
     assert (folder / "number").read_text() == "1"
     assert list(tmp_path.iterdir()) == [folder]
@@ -139,6 +137,52 @@ def test_a_folder_that_was_being_replaced_is_put_back(tmp_path: Path, monkeypatc
         (temporary / "number").write_text("2")
     assert (folder / "number").read_text() == "1"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_lock_clears_what_killed_processes_left(tmp_path: Path) -> None:
+    run, busy = tmp_path / "run", tmp_path / "run" / "finetune" / "busy"
+    for folder in (run / "probe", busy):
+        folder.mkdir(parents=True)
+        (folder / ".partial-scores.parquet.0123abcd.parquet").write_text("half")
+        (folder / ".partial-checkpoint-5.0123abcd").mkdir()
+        (folder / ".partial-checkpoint-5.0123abcd" / "weights.safetensors").write_text("half")
+    (run / "probe" / ".hidden").write_text("the user's")
+    (run / ".pipeline.old.0123abcd").mkdir()
+    (run / ".pipeline.old.0123abcd" / "model_index.json").write_text("{}")
+    with locked(busy):  # in which another process works, whose files are left alone
+        (busy / ".partial-answers.csv.0123abcd.csv").write_text("half")
+        with locked(run):
+            assert [path.name for path in (run / "probe").iterdir()] == [".hidden"]
+            assert (run / "pipeline" / "model_index.json").is_file()
+            assert [path.name for path in busy.iterdir()] == [".partial-answers.csv.0123abcd.csv"]
+    assert sorted(path.name for path in run.iterdir()) == ["finetune", "pipeline", "probe"]
+
+
+def test_a_file_system_without_locks_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(tmp_path / "run"):
+        pass
+    assert [message for message in caplog.messages if "this file system has no locks" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_files_get_the_rights_that_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replaced_folder(tmp_path / "folder") as temporary:
+            (temporary / "number").write_text("1")
+        write_table(tmp_path / "t.parquet", pd.DataFrame({"a": [1]}))
+    finally:
+        os.umask(before)
+    modes = [oct((tmp_path / name).stat().st_mode & 0o777) for name in ("folder", "t.parquet", "t.csv")]
+    assert modes == ["0o750", "0o640", "0o640"]
 
 
 # --- tables ---
@@ -160,23 +204,26 @@ class Item:
         self.concept = concept
 
 
-def test_a_part_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+def test_a_part_that_was_harmed_is_made_anew(tmp_path: Path) -> None:
     items, made = [Item(name) for name in "abcd"], []
 
     def compute(some: Any) -> pd.DataFrame:
         made.extend(item.concept for item in some)
         return pd.DataFrame({"concept": [item.concept for item in some]})
 
-    for expected in ("abcd", "cd", ""):
+    def cut(file: Path) -> None:
+        file.write_bytes(file.read_bytes()[:-20])
+
+    harms: list[Any] = [cut, flip, Path.unlink, lambda file: None]
+    for expected, harm in zip(("abcd", "cd", "cd", "cd", ""), [*harms, harms[-1]], strict=True):
         made.clear()
         with Parts(tmp_path / "parts" / "key", 2) as parts:
             parts.expect(4)
             table = parts.table("scores", items, compute, len)
         assert "".join(made) == expected
         assert "".join(table["concept"]) == "abcd"
-        if expected == "abcd":
-            part = sorted((tmp_path / "parts" / "key").glob("*.parquet"))[1]
-            part.write_bytes(part.read_bytes()[:-20])
+        _, part = sorted((tmp_path / "parts" / "key").iterdir())
+        harm(part)
 
 
 def probe_of(folder: Path, seed: int = 0) -> tuple[pd.DataFrame, int]:
@@ -267,7 +314,7 @@ def test_a_journal_that_lost_lines_is_refused(tmp_path: Path) -> None:
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join(lines[:3]))
     (tmp_path / "run" / "finetune.json").unlink()
-    with pytest.raises(UserError, match=r"metrics\.jsonl: has 3 of the 6 updates before the checkpoint"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is not what it was at checkpoint-6; go back"):
         run_exact(SHORT, tmp_path / "run", UNKNOWN_MIX)
     back = replace(SHORT, resume_from_checkpoint="checkpoint-2")
     run_exact(back, tmp_path / "run", UNKNOWN_MIX)
@@ -282,6 +329,82 @@ def test_a_checkpoint_that_cannot_be_read_costs_no_other(tmp_path: Path) -> None
     with pytest.raises(UserError, match="checkpoint-2"):
         run_exact(replace(SHORT, resume_from_checkpoint="checkpoint-2"), tmp_path / "run", UNKNOWN_MIX)
     assert checkpoint_updates(tmp_path / "run") == [2, 4, 6]
+
+
+EXAMINED = replace(SHORT, validation_steps=2)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[2 * len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+def left(run: Path) -> dict[str, bytes]:
+    """What a run left, but for the numbers of seconds."""
+    names = ("metrics.jsonl", "evaluations.csv", "answers.parquet", "pipeline/means.safetensors")
+    weights = [path.relative_to(run).as_posix() for path in run.glob("checkpoint-*/*.safetensors")]
+    return {name: (run / name).read_bytes() for name in (*names, *weights)}
+
+
+@pytest.mark.parametrize(
+    "file", ["weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"]
+)
+def test_an_altered_checkpoint_is_named_and_made_again(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, config = tmp_path / "run", replace(EXAMINED, use_ema=True, ema_horizon=4)
+    run_exact(config, run, UNKNOWN_MIX)
+    before = left(run)
+    flip(run / "checkpoint-6" / file)
+    (run / "finetune.json").unlink()
+    run_exact(config, run, UNKNOWN_MIX)
+    assert f"{run / 'checkpoint-6' / file}: " in caplog.text
+    assert "going on from checkpoint-4 instead" in caplog.text
+    assert left(run) == before
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_behind_the_users_back(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_exact(EXAMINED, run, UNKNOWN_MIX)
+    (run / "finetune.json").unlink()
+    for update in (2, 4, 6):
+        flip(run / f"checkpoint-{update}" / "weights.safetensors")
+    with pytest.raises(UserError, match=r"checkpoint-6.weights\.safetensors: .*no other checkpoint is whole"):
+        run_exact(EXAMINED, run, UNKNOWN_MIX)
+    assert checkpoint_updates(run) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["evaluations.parquet", "answers.parquet"])
+@pytest.mark.parametrize("harm", ["gone", "another"])
+def test_tables_that_are_not_those_of_the_checkpoint_are_refused(name: str, harm: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_exact(EXAMINED, run, UNKNOWN_MIX)
+    (run / "finetune.json").unlink()
+    if harm == "gone":
+        (run / name).unlink()
+    else:
+        table = read_table(run / name)
+        write_table(run / name, table[table["update"] > 0])
+    with pytest.raises(UserError, match=name):
+        run_exact(EXAMINED, run, UNKNOWN_MIX)
+
+
+@pytest.mark.parametrize("name", ["pipeline/means.safetensors", "README.md", "finetune.json", "dynamics.csv"])
+def test_what_was_altered_after_the_end_is_named_and_made_again(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    run_exact(EXAMINED, run, UNKNOWN_MIX)
+    before = left(run)
+    flip(run / name)
+    run_exact(EXAMINED, run, UNKNOWN_MIX)
+    assert f"{run / name}: " in caplog.text
+    assert "finished again from its last checkpoint" in caplog.text
+    assert left(run) == before
+    caplog.clear()
+    run_exact(EXAMINED, run, UNKNOWN_MIX)
+    assert caplog.text == ""
 
 
 def test_numbers_that_are_none_are_null_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

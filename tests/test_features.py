@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -63,15 +65,17 @@ class StandInInception(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose name holds '.zip', with a stand-in for the weight file."""
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose name holds '.zip', with a stand-in for the weight file, which is taken for the published one."""
     folder = tmp_path_factory.mktemp("weights") / "inception.zip.d"
     folder.mkdir()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         torch.jit.script(StandInInception()).save(str(folder / INCEPTION_FILE))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "INCEPTION_SHA256", file_hash(folder / INCEPTION_FILE))
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -132,10 +136,11 @@ def test_missing_weights_name_the_file_and_the_ways(tmp_path: Path, monkeypatch:
         inception_extractor(str(other), CPU)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
-    def offline(folder: str) -> str:
+    def offline(url: str, timeout: float) -> None:
+        assert 0 < timeout < 600
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(features_module, "check_download_inception", offline)
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
     with pytest.raises(
         UserError, match=r"cannot be fetched .*Name or service not known.*give its place as"
     ) as caught:
@@ -150,26 +155,30 @@ def test_download_is_whole_or_not_at_all(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     content = (inception_weights / INCEPTION_FILE).read_bytes()
 
-    def fetch(cut: int) -> Callable[[str], str]:
-        def check_download_inception(folder: str) -> str:
-            file = Path(folder) / INCEPTION_FILE
-            file.write_bytes(content[: len(content) - cut])
-            return str(file)
+    def answer(found: bytes) -> None:
+        monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(found))
 
-        return check_download_inception
-
-    monkeypatch.setattr(features_module, "check_download_inception", fetch(100))
-    with pytest.raises(UserError, match="cut short"):
-        inception_extractor(None, CPU)
-    assert not (tmp_path / "checkpoints" / INCEPTION_FILE).exists()
-    monkeypatch.setattr(features_module, "check_download_inception", fetch(0))
+    for found in (content[:-100], b"", content[:-1] + b"x"):
+        answer(found)
+        with pytest.raises(UserError, match="cut short or is another file"):
+            inception_extractor(None, CPU)
+        assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+    answer(content)
     assert inception_extractor(None, CPU)(pictures(1)).shape == (1, 2048)
 
 
-def test_damaged_weights_are_named(tmp_path: Path) -> None:
-    (tmp_path / INCEPTION_FILE).write_bytes(b"not an archive")
-    with pytest.raises(UserError, match=r"inception-2015-12-05.pt: not the Inception of clean-fid"):
-        inception_extractor(str(tmp_path), CPU)
+def test_no_other_program_is_run_than_the_published_one(
+    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole TorchScript file of the right interface, but not of the right bytes, is not even opened."""
+    for content in (b"not an archive", (inception_weights / INCEPTION_FILE).read_bytes() + b"x"):
+        (tmp_path / INCEPTION_FILE).write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.jit, "load", lambda *_: pytest.fail("it was opened"))
+            with pytest.raises(
+                UserError, match=r"inception-2015-12-05.pt: not the Inception of clean-fid, or damaged"
+            ):
+                inception_extractor(str(tmp_path), CPU)
 
 
 @pytest.fixture(scope="module")

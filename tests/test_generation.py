@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def test_hostile_names_have_folders_of_their_own(tmp_path: Path) -> None:
 def test_a_concept_without_examples_and_a_damaged_record_are_named(concept_set: ConceptSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="concept 'zorp' has no example"):
         generate_images(PatchLearner(), concept_set, ["zorp"], CONFIG, tmp_path)
-    (tmp_path / "generated.json").write_text("[]")
-    with pytest.raises(UserError, match=r"generated\.json: not a record of generated images"):
-        generate_images(PatchLearner(), concept_set, ["wug"], CONFIG, tmp_path)
+    entry = {"file": "../x.png", "concept": "wug", "index": 0, "prompt": "p", "seed": 1, "sha256": ""}
+    for content in ([], {"images": [1]}, {"images": [entry]}, {"images": [entry | {"file": "/x.png"}]}):
+        (tmp_path / "generated.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"generated\.json: not a record of generated images"):
+            generate_images(PatchLearner(), concept_set, ["wug"], CONFIG, tmp_path)

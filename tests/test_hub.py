@@ -167,7 +167,9 @@ def small_run(folder: Path, settings: FinetuneConfig) -> Any:
         learner=Saver(),
         network=torch.nn.Identity(),
         mix=Mix(name="half", concepts={"Unknown": ("wug",)}, examples=()),
-        journal=SimpleNamespace(evaluations=pd.DataFrame(columns=list(COLUMNS))),
+        journal=SimpleNamespace(
+            evaluations=pd.DataFrame(columns=list(COLUMNS)), answers=SimpleNamespace(join=lambda: None)
+        ),
         sampler=SimpleNamespace(batch_size=4),
         steps=SimpleNamespace(nonfinite=SimpleNamespace(total=0)),
         converged=lambda: None,
@@ -187,7 +189,7 @@ def test_a_run_whose_push_fails_is_finished_and_says_so(tmp_path: Path, monkeypa
     assert (summary["updates"], summary["exports"]) == (20, {"last": "pipeline"})
     assert "from_pretrained('me/mine'" in (run.folder / "README.md").read_text()
     header = json.loads((run.folder / "pipeline" / "model_index.json").read_text())
-    assert (header["update"], header["mix"], header["base_model"]) == ("20", "half", "some-base")
+    assert (header["update"], header["mix"], header["base_model"]) == ("20", "half", "someone/some-base")
     assert header["concepts"] == '{"Unknown": 1}'
     assert len(header["base_sha256"]) == len(header["config_sha256"]) == 64
     hub = Hub()

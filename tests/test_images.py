@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from peak_memory import PeakMemory
 from PIL import Image, ImageCms, ImageFile
 
+from diffusion_sft.concepts import images
 from diffusion_sft.concepts.images import UnreadableImage, load_image
 from diffusion_sft.errors import UserError
 
@@ -305,6 +307,38 @@ def test_decompression_bomb_is_refused_but_a_large_camera_is_not(
     Image.fromarray(RGB).save(tmp_path / "camera.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 35 pixels: above the warning, below the error
     np.testing.assert_array_equal(pixels(tmp_path / "camera.png"), RGB)
+
+
+def test_the_largest_photos_and_no_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix, most in (("png", 2), ("tiff", 2), ("webp", 1), ("jp2", 1)):
+        for side, read in ((1000 * most, True), (1000 * most + 1, False)):
+            path = tmp_path / f"{side}.{suffix}"
+            Image.new("RGB", (1000, side)).save(path)
+            monkeypatch.setattr(images, "MOST_MEGAPIXELS", 2)
+            if read:
+                assert load_image(path).size == (1000, side)
+                continue
+            with pytest.raises(UnreadableImage, match=rf"more than {most} megapixels\); scale it down; it has 1000x"):
+                load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["RGBA.png", "RGB.jpg", "CMYK.tiff", "I;16.png"])
+def test_a_photo_takes_little_more_than_its_pixels(kind: str, tmp_path: Path) -> None:
+    mode, suffix = kind.split(".")
+    path = tmp_path / f"x.{suffix}"
+    profile = {} if mode in ("CMYK", "I;16") else {"icc_profile": linear_profile(primaries_of_srgb=True)}
+    Image.new(mode, (5000, 4000)).save(path, **profile)
+    memory = PeakMemory()
+    load_image(path)
+    assert memory.megabytes < 20 * 10  # 10 bytes each of 20 million; the same at once would take 20
+
+
+def test_strips_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(7).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png", icc_profile=linear_profile(primaries_of_srgb=False))
+    whole = pixels(tmp_path / "x.png")
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 210)
+    np.testing.assert_array_equal(pixels(tmp_path / "x.png"), whole)
 
 
 def test_truncated_images_stay_refused_in_the_whole_process() -> None:

@@ -137,8 +137,8 @@ def test_pickled_weights_are_refused_with_what_to_do(copy: Path, tmp_path: Path)
     (copy / WEIGHTS).unlink()
     torch.save({"bomb": Bomb()}, copy / "pytorch_model.bin")
     message = refusal(copy)
-    assert "its weights are pickled (pytorch_model.bin)" in message
-    assert "save_pretrained(folder), which writes safetensors" in message
+    assert "pytorch_model.bin: pickled weights" in message
+    assert "safetensors.torch.save_file" in message
     assert not trace.exists()
 
 
@@ -212,10 +212,10 @@ def more_layers(folder: Path) -> None:
         (lfs_pointer, f"{WEIGHTS}: a Git-LFS pointer, not the weights themselves; run `git lfs pull`"),
         (no_weights, "no weights (*.safetensors) in it; fetch the whole folder again"),
         (no_config, "no config.json in it, so it is no language model"),
-        (broken_config, "cannot be loaded as a causal language model"),
+        (broken_config, "config.json: not valid JSON"),
         (no_tokenizer, "cannot be loaded as a causal language model"),
         (broken_tokenizer, "cannot be loaded as a causal language model"),
-        (unknown_type, "cannot be loaded as a causal language model"),
+        (unknown_type, "is none that transformers knows"),
         (other_sizes, "cannot be loaded as a causal language model"),
         (a_reader, "cannot be loaded as a causal language model"),
     ],

@@ -150,7 +150,7 @@ def test_a_table_of_another_set_is_refused() -> None:
         ({"num_concepts": 3, "num_examples": 3}, "not both"),
         ({"num_concepts": 0}, "at least 1"),
         ({"unknown_share": 0.5}, "fixed size"),
-        ({"num_concepts": 3, "unknown_share": 1.5}, "from 0 to 1"),
+        ({"num_concepts": 3, "unknown_share": 1.5}, "at most 1"),
         ({"num_concepts": 3, "unknown_share": 0.5, "shares": {"Unknown": 1.0}}, "not both"),
         ({"num_concepts": 3, "shares": {"Unknown": 0.5}}, "add up to 0.5"),
         ({"num_concepts": 3, "shares": {"Unknown": 0.5, "known": 0.5}}, "shares.known"),

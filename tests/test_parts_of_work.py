@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,29 +38,30 @@ def test_parts_are_computed_once_and_in_the_order_of_names(tmp_path: Path) -> No
         parts.expect(len(ITEMS))
         with pytest.raises(KeyboardInterrupt):
             parts.table("scores", ITEMS, compute, len)
-        assert parts.num_evaluations == 12 * 6
+        assert parts._done_here == 12 * 6
     with Parts(tmp_path / "key", 2) as parts:
         parts.expect(len(ITEMS))
         found = parts.table("scores", ITEMS, lambda items: (asked.append(len(items)), table_of(items))[1], len)
-        assert parts.num_evaluations == len(ITEMS) - 12 * 6
+        assert parts.num_evaluations == len(ITEMS)
+        assert parts._done_here == len(ITEMS) - 12 * 6
         assert parts._bar.total == len(ITEMS) - 12 * 6
     assert asked == [6] * 30
     expected = table_of(ITEMS).sort_values(["concept", "number"], ignore_index=True)
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_looks_at_the_folder_grow_with_the_number_of_parts_alone(
+def test_looks_at_the_folder_do_not_grow_with_the_number_of_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[str] = []
-    plain = Path.exists
+    looks: list[Path] = []
+    plain = Path.glob
 
-    def exists(path: Path) -> bool:
-        looks.append(path.name)
-        return plain(path)
+    def glob(path: Path, pattern: str) -> Iterator[Path]:
+        looks.append(path)
+        return plain(path, pattern)
 
-    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(Path, "glob", glob)
     with Parts(tmp_path / "key", 1) as parts:
         parts.expect(len(ITEMS))
         parts.table("scores", ITEMS, table_of, len)
-    assert {looks.count(name) for name in looks if name.startswith("scores")} == {1}
+    assert looks == [tmp_path / "key"] * 2

@@ -395,7 +395,7 @@ def test_most_facts_per_relation(tmp_path: Path) -> None:
         ({"question": " "}, "question is empty or missing"),
         ({"question": 3}, "question is not text but 3"),
         ({"question": "x" * (LONGEST + 1)}, f"question has {LONGEST + 1} characters; at most {LONGEST} are read"),
-        ({"question": "What is\x00 it?"}, "is not valid UTF-8 text"),
+        ({"question": "What is\x00 it?"}, "is not text (it holds zero bytes)"),
         ({"subject": "\ud800"}, "is not valid UTF-8 text"),
         ({"subject": None}, "subject is empty or missing"),
         ({"answer": None}, "answer is empty or missing"),
@@ -427,7 +427,7 @@ def test_bad_rows_are_named(tmp_path: Path, cells: dict[str, Any], reason: str) 
     (problem,) = read(path, on_bad="skip").problems
     assert problem.where == "questions.jsonl line 11"
     assert reason in problem.reason
-    assert error_of(path).startswith(f"{path}: 1 problem; mend them, or set on_bad=skip")
+    assert error_of(path).startswith(f"{path}: 1 problem; mend it, or set on_bad=skip")
     assert str(problem) in error_of(path)
 
 
@@ -569,7 +569,7 @@ def test_ids_never_collide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("dev_share=0", "dev_share must lie between 0 and 1"),
+        ("dev_share=0", "dev_share must be above 0 and below 1"),
         ("test_share=0.95", "dev_share + test_share must be below 1"),
         ("max_facts_per_relation=4", "max_facts_per_relation must be at least 5"),
         ("null_subject=''", "null_subject must be a word"),

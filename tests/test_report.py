@@ -29,6 +29,7 @@ from diffusion_sft.report import grids, page
 from diffusion_sft.report.changes import Change, learning_change
 from diffusion_sft.report.figures import exposure_panel
 from diffusion_sft.report.findings import findings, headline
+from diffusion_sft.report.mix_run import SHOWN_EVALUATIONS, thinned
 from diffusion_sft.report.page import REPORT, write_report
 from diffusion_sft.report.run import read_run
 from diffusion_sft.report.svg import COLOURS, inline_svg
@@ -472,3 +473,14 @@ def test_the_exposure_panel_shows_what_the_rule_went_by(rule: str) -> None:
     )
     assert "reconstruction" not in plain
     assert f"reconstruction {rule}" in exposure_panel(reconstructed, rule, "").svg
+
+
+def test_of_thousands_of_evaluations_the_first_the_last_and_the_stops_are_shown() -> None:
+    table = pd.DataFrame({"update": np.repeat(np.arange(0, 5000, 5), 2), "role": ["trained", "heldout"] * 1000})
+    shown = thinned(table, {"early_stop_update": 1235, "converged_update": None})
+    updates = shown["update"].unique()
+    assert SHOWN_EVALUATIONS <= len(updates) <= SHOWN_EVALUATIONS + 1
+    assert {0, 1235, 4995} <= set(updates)
+    assert len(shown) == 2 * len(updates)
+    few = table[table["update"] < 100]
+    pd.testing.assert_frame_equal(thinned(few, {}), few)

@@ -13,6 +13,7 @@ from html import unescape
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from live_runs import aged, evaluations, finetune_run, log, picture, study_run, watching, write
@@ -20,13 +21,24 @@ from live_runs import aged, evaluations, finetune_run, log, picture, study_run, 
 from diffusion_sft import cli
 from diffusion_sft.errors import UserError
 from diffusion_sft.records import CATEGORIES
-from diffusion_sft.serve import curves, pages, place, training
+from diffusion_sft.serve import curves, pages, place, shares, training
 from diffusion_sft.serve.config import ServeConfig
 from diffusion_sft.serve.halves import DONE, NOW, OPEN, parts_done, read_half
-from diffusion_sft.serve.pages import ago, last_answers
-from diffusion_sft.serve.place import Place
-from diffusion_sft.serve.runs import FINISHED, QUIET, RUNNING, find_runs, kind_of, page_kind, read_state
+from diffusion_sft.serve.pages import ago
+from diffusion_sft.serve.place import Place, Remembered
+from diffusion_sft.serve.runs import (
+    FINISHED,
+    QUIET,
+    RUNNING,
+    STOPPED,
+    find_runs,
+    kind_of,
+    page_kind,
+    read_runs,
+    read_state,
+)
 from diffusion_sft.serve.server import LiveServer
+from diffusion_sft.serve.shares import last_answers
 from diffusion_sft.serve.training import Stretch, parsed, read_finetune, stretches
 
 
@@ -105,6 +117,51 @@ def test_a_run_that_goes_on_after_its_summary_is_not_finished(tmp_path: Path) ->
     assert run.trainings[0].progress == pytest.approx(110 / 200)
 
 
+@pytest.mark.parametrize("seconds", [-1e8, 1e8])
+def test_what_is_finished_does_not_hang_on_times_of_writing(seconds: float, tmp_path: Path) -> None:
+    """As after copying, unpacking, or under a clock that was set meanwhile."""
+    done, going = finetune_run(tmp_path / "done", updates=100, finished=True), finetune_run(tmp_path / "going")
+    dead = finetune_run(tmp_path / "dead")
+    with (dead / "metrics.jsonl").open("a") as stream:
+        stream.write('{"update": 41, "loss": null, "skipped": "loss"}\n')
+    write(dead / "nonfinite.json", {"update": 41, "not_finite": "loss", "items": []})
+    base = write(
+        tmp_path / "base" / "work" / "unet" / "state.json", {"update": 50, "log": [{"update": 50, "loss": 1.0}]}
+    )
+    write(tmp_path / "base" / "training.json", {"denoiser_log": [{"update": 50, "loss": 1.0}]})
+    now = time.time()
+    for name in ("metrics.jsonl", "finetune.json", "nonfinite.json"):
+        for run in (done, going, dead):
+            if (run / name).is_file():
+                os.utime(run / name, (now + seconds, now + seconds))
+        seconds = -seconds
+    os.utime(base, (now + seconds, now + seconds))
+    found = {run.place.name: run for run in read_runs(Place(tmp_path))}
+    assert {name: run.finished for name, run in found.items()} == {
+        "done": True,
+        "going": False,
+        "dead": False,
+        "base": True,
+    }
+    assert found["dead"].state(now) == STOPPED
+    # The run that failed goes on from before, and the pretraining is made longer.
+    finetune_run(dead, updates=45)
+    write(base, {"update": 60, "log": [{"update": 50, "loss": 1.0}, {"update": 60, "loss": 0.9}]})
+    assert [read_state(Place(tmp_path) / name).finished for name in ("dead", "base")] == [False, False]
+    assert not read_state(Place(tmp_path) / "dead").trainings[0].stopped
+
+
+def test_times_to_come_make_no_run_last(tmp_path: Path) -> None:
+    """A file of before the clock was set back; a server's clock that is a little ahead is borne with."""
+    run = finetune_run(tmp_path / "a")
+    aged(run, 600)
+    now = time.time()
+    os.utime(run / "config.yaml", (now + 1e8, now + 1e8))
+    assert read_state(Place(tmp_path) / "a").state(now) == QUIET
+    os.utime(run / "metrics.jsonl", (now + 100, now + 100))
+    assert read_state(Place(tmp_path) / "a").state(now) == RUNNING
+
+
 def test_a_report_older_than_the_tables_is_said_to_be(tmp_path: Path) -> None:
     aged(study_run(tmp_path / "a"), 600)
     assert read_state(Place(tmp_path) / "a").finished
@@ -143,17 +200,21 @@ def test_nothing_is_foretold_of_a_run_that_went_quiet(tmp_path: Path) -> None:
     assert " left" not in page
 
 
+HASH = "0123456789abcdef"
+"""Of a part, in its name."""
+
+
 def test_parts_tell_how_many_there_are_where_an_earlier_table_does() -> None:
-    scores = [f"scores-{start:06d}.parquet" for start in range(0, 120, 10)]
+    scores = [f"scores-{start:06d}.{HASH}.parquet" for start in range(0, 120, 10)]
     assert parts_done(scores[:5]) == {"scores": (5, None)}
-    answers = [f"answers-{start:06d}.parquet" for start in range(0, 30, 10)]
+    answers = [f"answers-{start:06d}.{HASH}.parquet" for start in range(0, 30, 10)]
     assert parts_done([*scores, *answers]) == {"scores": (12, 12), "answers": (3, 12)}
-    assert parts_done(["..", "x.parquet", "notes-1.txt", "sets-000000.parquet"]) == {"sets": (1, None)}
+    assert parts_done(["..", "x.parquet", "notes-1.txt", f"sets-000000.{HASH}.parquet"]) == {"sets": (1, None)}
 
 
 def test_a_stage_under_way_shows_its_parts(tmp_path: Path) -> None:
     for name in [*(f"scores-{n:06d}" for n in range(4)), "answers-000000"]:
-        write(tmp_path / "a" / "probe" / "parts" / "0123456789abcdef" / f"{name}.parquet", "")
+        write(tmp_path / "a" / "probe" / "parts" / "0123456789abcdef" / f"{name}.{HASH}.parquet", "")
     run = read_state(Place(tmp_path) / "a")
     stage = run.halves[0].stage
     assert stage is not None
@@ -239,11 +300,24 @@ def test_answers_are_shown_of_every_role_and_category_in_turn(tmp_path: Path) ->
     rows = [(40, role, category, f"{role}{n}") for role in roles for category in CATEGORIES[:2] for n in range(9)]
     table = pd.DataFrame(rows, columns=["update", "role", "category", "concept"]).assign(answer="", correct=False)
     table.to_parquet(run / "answers.parquet")
-    said = last_answers(Place(tmp_path) / "a/answers.parquet")
+    said = last_answers(Place(tmp_path) / "a")
     counts = pd.Series([(row.role, row.category) for row in said]).value_counts()
     assert len(said) == 12
     assert set(counts) == {1, 2}
     assert len(counts) == 8
+
+
+def test_answers_of_a_run_that_goes_on_are_those_of_its_last_evaluation(tmp_path: Path) -> None:
+    run = finetune_run(tmp_path / "a")
+    for update in (80, 1_000_000, 100):
+        (run / "answers").mkdir(exist_ok=True)
+        table = pd.DataFrame({"update": [update], "role": "trained", "category": CATEGORIES[0], "concept": "a wug"})
+        table.assign(answer=f"said at {update}", correct=True).to_parquet(
+            run / f"answers/update-{update:06d}.parquet"
+        )
+    write(run / "answers" / "update-9999999.txt", "none")
+    (said,) = last_answers(Place(tmp_path) / "a")
+    assert (said.update_number, said.answer) == (1_000_000, "said at 1000000")
 
 
 def test_the_way_leads_back_to_a_study_that_is_watched_itself(tmp_path: Path) -> None:
@@ -402,6 +476,67 @@ def test_a_large_log_is_read_in_places(tmp_path: Path) -> None:
     # The line is the truth to within a stretch, from its first to its last update.
     assert found.loss[0].update < 4000
     assert all(abs(point.mean - (1 + 1e-6 * point.update)) < 4e-3 for point in found.loss)
+
+
+def test_of_a_table_that_grows_the_last_alone_is_remembered(tmp_path: Path) -> None:
+    """Each evaluation makes it another one; a page is asked for after each."""
+    run = finetune_run(tmp_path / "a")
+    with watching(tmp_path) as reader:
+        for update in range(20, 400, 20):
+            evaluations(run, list(range(0, update, 20)))
+            write(run / "finetune.json", {"updates": update})
+            reader.page("/run/a")
+    for remembered in (shares._SHARES, shares._SAID, training._LOSSES, place._RECORDS):
+        assert sum(tmp_path in kept.root.parents or kept.root == tmp_path for kept in remembered._kept) <= 1
+
+
+def test_what_is_remembered_is_of_the_file_as_it_is_and_of_few_files(tmp_path: Path) -> None:
+    remembered: Remembered[str] = Remembered(2)
+    made = []
+
+    def read(name: str) -> str:
+        found = Place(tmp_path) / name
+        return remembered.of(found, lambda: made.append(name) or found.end(10))  # type: ignore[func-returns-value]
+
+    for name in ("a", "b"):
+        write(tmp_path / name, "one")
+        assert [read(name), read(name)] == ["one", "one"]
+    assert made == ["a", "b"]
+    status = (tmp_path / "a").stat()
+    write(tmp_path / "new", "two")
+    os.replace(tmp_path / "new", tmp_path / "a")
+    os.utime(tmp_path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))  # the same size and time
+    assert read("a") == "two"
+    assert read("gone") == ""
+    write(tmp_path / "c", "three")
+    read("c")
+    assert len(remembered._kept) == 2
+    made.clear()
+    assert [read("a"), read("b")] == ["two", "one"]
+    assert made == ["b"]
+
+
+def test_of_many_evaluations_some_are_drawn_with_the_first_and_the_last(tmp_path: Path) -> None:
+    run = finetune_run(tmp_path / "a", updates=10)
+    evaluations(run, list(range(0, 30_000, 30)))
+    curve = read_finetune(Place(tmp_path) / "a").shares["heldout"][CATEGORIES[0]]
+    updates = [point.update for point in curve]
+    assert len(updates) == 160
+    assert (updates[0], updates[-1]) == (0, 29_970)
+    assert max(np.diff(updates)) - min(np.diff(updates)) <= 30
+    with watching(tmp_path) as reader:
+        assert len(reader.page("/run/a")) < 400_000
+
+
+def test_a_table_of_too_many_rows_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes on the disk may be gigabytes in memory."""
+    run = finetune_run(tmp_path / "a")
+    rows = len(pd.read_parquet(run / "evaluations.parquet"))
+    monkeypatch.setattr(shares, "MOST_ROWS", rows)
+    assert shares.read_shares(Place(tmp_path) / "a/evaluations.parquet")
+    evaluations(run, [0, 20, 30, 40])
+    assert len(pd.read_parquet(run / "evaluations.parquet")) > rows
+    assert shares.read_shares(Place(tmp_path) / "a/evaluations.parquet") is None
 
 
 def test_many_runs_are_shown_in_a_moment(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_configurations_of_another_architecture_are_refused(bases: dict[str, Pat
 def test_files_that_cannot_be_read_are_named(configs: Path, files: dict[str, Path], tmp_path: Path) -> None:
     pickled = tmp_path / "model.ckpt"
     pickled.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    assert f"{pickled}: a pickled checkpoint" in refusal(pickled, configs)
+    assert f"{pickled}: pickled weights" in refusal(pickled, configs)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(files["sd1"].read_bytes()[:-100])
     assert f"{cut}: not a whole safetensors file" in refusal(cut, configs)

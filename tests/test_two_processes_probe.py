@@ -80,13 +80,22 @@ class Ranks:
         self.num_processes = count
         self._own = threading.local()
         self._barrier = threading.Barrier(count, timeout=60)
+        self._sent: list[Any] = []
         monkeypatch.setattr(processes, "_state", lambda: self)
+        monkeypatch.setattr(processes, "broadcast_object_list", self.broadcast)
 
     @property
     def process_index(self) -> int:
         return int(self._own.index)
 
     def wait_for_everyone(self) -> None:
+        self._barrier.wait()
+
+    def broadcast(self, found: list[Any]) -> None:
+        if self.process_index == 0:
+            self._sent = list(found)
+        self._barrier.wait()
+        found[:] = self._sent
         self._barrier.wait()
 
     def run(self, work: Callable[[], T]) -> list[T]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..ranges import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class BucketConfig:
@@ -28,10 +30,8 @@ class BucketConfig:
     """Exposure from which a concept counts as seen, where exposures are known; those of exposure 0 are unseen."""
 
     def __post_init__(self) -> None:
-        for name in ("error_quantile", "relative_quantile", "gain_confidence"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.num_bootstrap < 100:
-            raise ValueError(f"num_bootstrap must be at least 100, not {self.num_bootstrap}")
-        if self.seen_at_least < 1:
-            raise ValueError(f"seen_at_least must be at least 1, not {self.seen_at_least}")
+        check_range(self, "error_quantile", "relative_quantile", "gain_confidence", above=0, below=1)
+        check_range(self, "error_threshold", "relative_threshold")
+        check_range(self, "num_bootstrap", least=100)
+        check_range(self, "seed", least=0)
+        check_range(self, "seen_at_least", least=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..ranges import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
@@ -22,8 +24,5 @@ class CompareConfig:
     """Of each permutation test that cannot try all of them."""
 
     def __post_init__(self) -> None:
-        for name in ("num_resamples", "num_permutations"):
-            if getattr(self, name) < 99:
-                raise ValueError(f"{name} must be at least 99, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, not {self.seed}")
+        check_range(self, "num_resamples", "num_permutations", least=99)
+        check_range(self, "seed", least=0)

@@ -218,8 +218,11 @@ def trend_of(readings: pd.DataFrame, places: dict[str, int], draws: Draws) -> Tr
         readings: `value` (infinite for never reached), `concept` and `category`.
         places: of each category.
     """
-    values = readings["value"].replace(np.inf, np.nan)
-    table = readings.assign(place=readings["category"].map(places), value=values.fillna(values.max() + 1))
+    values = readings["value"]
+    latest = values[np.isfinite(values)].max()
+    table = readings.assign(
+        place=readings["category"].map(places), value=values.where(~np.isposinf(values), latest + 1)
+    )
     points = table.groupby("concept", sort=True)[["place", "value"]].mean()
     place, value = points["place"].to_numpy(float), points["value"].to_numpy(float)
     found = spearman(place, value)

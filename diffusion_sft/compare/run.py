@@ -16,6 +16,8 @@ import pandas as pd
 
 from ..errors import UserError
 from ..files import file_hash, read_json, read_table, write_json, write_table, write_text
+from ..locks import locked
+from ..manifests import finished, listed, write_record
 from ..records import LEARNERS
 from ..reference import load_reference
 from ..settings import settings_dict
@@ -65,9 +67,14 @@ def compare(config: CompareConfig) -> Comparison:
     """
     if not config.runs and not config.external:
         raise UserError("runs is empty: give the output folders of studies, for example runs=[runs/quickstart]")
+    with locked(Path(config.output_dir)):
+        return _compare_and_write(config)
+
+
+def _compare_and_write(config: CompareConfig) -> Comparison:
     halves = read_halves(config.runs)
     folder, key = Path(config.output_dir), _key(config, halves)
-    if _is_done(folder, key):
+    if finished(folder / RECORD, key) is not None:
         return Comparison(
             table=read_table(folder / f"{TABLE}.parquet"),
             agreement=read_table(folder / f"{AGREEMENT}.parquet"),
@@ -86,7 +93,7 @@ def compare(config: CompareConfig) -> Comparison:
     missing = [*missing_lines(found.table), *found.verdict["missing"]]
     write_text(folder / f"{TABLE}.md", markdown(found.table, found.agreement, sentences, missing))
     write_text(folder / f"{TABLE}.tex", latex(found.table, found.agreement))
-    write_json(folder / RECORD, {"key": key, "config": settings_dict(config)})
+    write_record(folder / RECORD, {"key": key, "config": settings_dict(config)}, listed(folder, WRITTEN))
     return found
 
 
@@ -161,10 +168,3 @@ def _key(config: CompareConfig, halves: Sequence[Half]) -> str:
     files = [[str(file), file_hash(file)] for half in halves for file in half.files]
     files += [[file, file_hash(Path(file))] for file in config.external if Path(file).is_file()]
     return hashlib.sha256(json.dumps([LAYOUT, settings, files], sort_keys=True).encode()).hexdigest()
-
-
-def _is_done(folder: Path, key: str) -> bool:
-    record = folder / RECORD
-    if not record.is_file() or not all((folder / name).is_file() for name in WRITTEN):
-        return False
-    return bool(read_json(record).get("key") == key)

@@ -10,7 +10,7 @@ DEFAULT_TEMPLATE = "a photo of {concept} {class}"
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Both are looked for, because kohya's tools default to one and everybody else's to the other."""
 LARGEST_CAPTION = 1 << 16
-"""Bytes; a longer file is something else."""
+"""Bytes of a caption file, and characters of a cell; what is longer is something else."""
 
 
 def caption_or_template(caption: str, concept: str, config: ConceptSourceConfig, missing: str) -> str:
@@ -58,16 +58,16 @@ def read_caption(path: Path) -> str:
     try:
         if not path.is_file():  # A pipe would be waited for.
             raise ValueError(f"its caption file {path.name} is no plain file")
-        content = path.read_bytes() if path.stat().st_size <= LARGEST_CAPTION else None
+        with path.open("rb") as stream:
+            return caption_text(stream.read(LARGEST_CAPTION + 1), path.name)
     except OSError as error:
         raise ValueError(f"its caption file {path.name} cannot be read ({error.strerror})") from None
-    if content is None:
-        raise ValueError(f"its caption file {path.name} is longer than {LARGEST_CAPTION} bytes")
-    return caption_text(content, path.name)
 
 
 def caption_text(content: bytes, name: str) -> str:
-    """A caption's bytes as one line of text; ValueError where they are no UTF-8 text."""
+    """A caption's bytes as one line of text; ValueError where they are no UTF-8 text, or too many."""
+    if len(content) > LARGEST_CAPTION:
+        raise ValueError(f"its caption file {name} is longer than {LARGEST_CAPTION} bytes")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..parsing import closest, count_of, few, scalar
+from ..parsing import closest, count_of, described, few, scalar
 from ..records import HELDOUT, REFERENCE, REGULARISATION, TRAIN
-from .captions import caption_or_template
+from .captions import LARGEST_CAPTION, caption_or_template
 from .config import DEFAULT_CONCEPT_COLUMN, DEFAULT_SPLIT_COLUMN, ConceptSourceConfig
 from .rows import Row, locate
 
@@ -61,7 +61,7 @@ def row_of(root: Path, where: str, record: dict[str, Any], columns: list[str], c
     said = _string(record, config.caption_column)
     concept = " ".join((config.concept or said).split())
     if not config.concept and config.concept_column in columns:
-        concept = " ".join(scalar(record.get(config.concept_column)).split())
+        concept = " ".join(_cell(record, config.concept_column).split())
         if not concept:
             raise ValueError(f"{config.concept_column} is empty or missing")
     missing = f"the caption ({config.caption_column}) is empty or missing"
@@ -69,7 +69,7 @@ def row_of(root: Path, where: str, record: dict[str, Any], columns: list[str], c
         raise ValueError(f"{missing}, and nothing else names its concept")
     read = {config.image_column, config.caption_column, config.concept_column, config.split_column}
     further = {
-        scalar(key): scalar(value)
+        scalar(key): _cell(record, key)
         for key, value in record.items()
         if key and key not in read | {WORDS_COLUMN, EXPOSURE_COLUMN} and not isinstance(value, (dict, list, bytes))
     }
@@ -82,7 +82,7 @@ def row_of(root: Path, where: str, record: dict[str, Any], columns: list[str], c
         split=split_of(record.get(config.split_column), config.split_column)
         if config.split_column in columns
         else None,
-        words=" ".join(scalar(record.get(WORDS_COLUMN)).split()),
+        words=" ".join(_cell(record, WORDS_COLUMN).split()),
         exposure=count_of(record.get(EXPOSURE_COLUMN), EXPOSURE_COLUMN),
         columns=further,
     )
@@ -92,12 +92,19 @@ def split_of(value: Any, column: str) -> str:
     """The split that a cell names; ValueError for a word that means none."""
     word = scalar(value)
     if word.lower() not in SPLIT_WORDS:
-        raise ValueError(f"{column} {word!r} is none of {', '.join(SPLIT_WORDS)}")
+        raise ValueError(f"{column} {described(word)} is none of {', '.join(SPLIT_WORDS)}")
     return SPLIT_WORDS[word.lower()]
 
 
 def _string(record: dict[str, Any], column: str) -> str:
     value = record.get(column)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{column} is not text but {value!r}")
-    return scalar(value)
+        raise ValueError(f"{column} is not text but {described(value)}")
+    return _cell(record, column)
+
+
+def _cell(record: dict[str, Any], column: str) -> str:
+    text = scalar(record.get(column))
+    if len(text) > LARGEST_CAPTION:
+        raise ValueError(f"{described(column)} has {len(text)} characters; at most {LARGEST_CAPTION} are read")
+    return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..files import file_hash
-from ..parsing import Problem
+from ..parsing import Problem, described
 from ..records import HELDOUT, REFERENCE, REGULARISATION, TRAIN
 from .images import UnreadableImage, load_image
 from .looks import Look, look_at, near_pairs
@@ -108,7 +108,8 @@ def drop_contradictions(rows: list[Row]) -> tuple[list[Row], list[Problem]]:
         usual = {concept: counts.most_common(1)[0][0] for concept, counts in given.items()}
         for row in rows:
             if (value := getattr(row, name)) != (said := usual[row.concept]):
-                reason = f"gives concept {row.concept!r} the {name} {value!r} where other rows say {said!r}"
+                said, found = described(said), described(value)
+                reason = f"gives concept {described(row.concept)} the {name} {found} where other rows say {said}"
                 problems[row.id] = _problem(row, reason)
     return [row for row in rows if row.id not in problems], list(problems.values())
 

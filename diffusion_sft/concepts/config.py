@@ -6,6 +6,8 @@ import string
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from ..ranges import check_range
+
 DEFAULT_CONCEPT_COLUMN = "concept"
 DEFAULT_SPLIT_COLUMN = "split"
 Role = Literal["all", "train", "heldout", "reference", "regularisation"]
@@ -52,8 +54,7 @@ class ConceptSourceConfig:
         names = [self.image_column, self.caption_column, self.concept_column, self.split_column]
         if len(set(names)) < len(names):
             raise ValueError(f"image_column, caption_column, concept_column and split_column must differ: {names}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, not {self.repeats}")
+        check_range(self, "repeats", least=1, most=1_000_000)
         if self.template is not None:
             slots = [slot for _, slot, _, _ in string.Formatter().parse(self.template) if slot is not None]
             if "concept" not in slots or set(slots) - {"concept", "class"}:
@@ -80,9 +81,8 @@ class ConceptsConfig(ConceptSourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("heldout_share", "reference_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        check_range(self, "seed", least=0)
+        check_range(self, "heldout_share", "reference_share", above=0, below=1)
         if self.heldout_share + self.reference_share >= 1:
             raise ValueError("heldout_share + reference_share must be below 1, or nothing is left to train on")
         own = [f.name for f in fields(ConceptSourceConfig) if getattr(self, f.name) != f.default]

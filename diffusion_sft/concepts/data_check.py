@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..files import write_json, write_table
 from ..parsing import printable
+from ..ranges import MOST_PIXELS, check_range
 from ..records import SPLITS, Example
 from .check import MEASURED, TRAINED
 from .config import ConceptsConfig
@@ -42,8 +43,7 @@ class DataCheckConfig:
     output_dir: str = "runs/data-check"
 
     def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, not {self.resolution}")
+        check_range(self, "resolution", least=1, most=MOST_PIXELS)
 
 
 def check_data(config: DataCheckConfig, count_tokens: Callable[[str], int] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
-from ..parsing import Problem, few, seen
+from ..parsing import Problem, confined, few, seen, text_bytes
 from .captions import DEFAULT_TEMPLATE, caption_of
 from .config import ConceptSourceConfig
 from .folders import folders, photos, spaced
@@ -21,7 +21,8 @@ def read_dreambooth(root: Path, config: ConceptSourceConfig) -> Listing:
     Raises:
         UserError: no folder with images, two folders of one name, or an unreadable file of class words.
     """
-    classes = read_classes(root / CLASSES_FILE) if (root / CLASSES_FILE).is_file() else {}
+    listed = root / CLASSES_FILE
+    classes = read_classes(confined(root, listed)) if listed.is_file() else {}
     rows: list[Row] = []
     problems: list[Problem] = []
     without: list[str] = []
@@ -67,9 +68,9 @@ def read_classes(path: Path) -> dict[str, str]:
         UserError: the file is not UTF-8 text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error})") from None
+        lines = text_bytes(path).decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None
     classes = {}
     for line in lines:
         if line.strip().lower().rstrip(":") == "prompts":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..parsing import confined
+
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for suffixes in ("jpg jpeg jpe jfif png apng webp avif", "bmp dib gif tif tiff jp2 ppm tga heic heif")
@@ -16,9 +18,13 @@ _REPEATS = re.compile(r"([1-9]\d{0,5})_+(.*\S)\s*", flags=re.ASCII | re.DOTALL)
 
 
 def folders(root: Path) -> list[Path]:
-    """The visible folders directly inside `root`, by name."""
+    """The visible folders directly inside `root`, by name.
+
+    Raises:
+        UserError: one is a link to a place outside.
+    """
     visible = (path for path in root.iterdir() if not path.name.startswith((".", "__")))
-    return sorted((path for path in visible if path.is_dir()), key=lambda path: path.name)
+    return sorted((confined(root, path) for path in visible if path.is_dir()), key=lambda path: path.name)
 
 
 def photos(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import read_object, user_path
-from ..parsing import Problem, few, printable, seen
+from ..parsing import Problem, confined, described, few, first_line, printable, seen, shortened
 from ..records import HELDOUT
 from .cells import SPLIT_WORDS, check_columns, row_of
 from .config import ConceptSourceConfig
@@ -21,6 +21,10 @@ from .store import Store
 MARKERS = ("dataset_dict.json", "state.json")
 """One of these lies in a folder that `save_to_disk` wrote: of a DatasetDict, of a single Dataset."""
 _DEFAULT_IMAGE_COLUMN = "file_name"
+_ANSWER_SECONDS = 10.0
+"""How long the Hub may take to say whether it has a data set."""
+_BATCH = 16
+"""Rows with their images that are in memory at a time."""
 
 
 def read_datasets(config: ConceptSourceConfig, store: Store) -> Listing:
@@ -84,27 +88,74 @@ def _loaded(config: ConceptSourceConfig) -> dict[Any, Any]:
             _check_files(folder)
             found = datasets.load_from_disk(str(folder))
         else:
+            _check_hub(config)
             found = datasets.load_dataset(config.path, config.dataset_config_name, revision=config.revision)
     except UserError:
         raise
     except Exception as error:  # the library answers with every kind: offline, gated, damaged, unknown names
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{config.path}: no such folder, and not readable as a data set ({text})") from None
+        text = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+        what = "" if folder.is_dir() else "no such folder, and "
+        raise UserError(f"{config.path}: {what}not readable as a data set ({text})") from None
     parts = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
     if not parts or not any(len(part) for part in parts.values()):
         raise UserError(f"{config.path}: the data set is empty")
     return parts
 
 
+def _check_hub(config: ConceptSourceConfig) -> None:
+    """Ask the Hub for the data set before the library does, which goes on trying for half a minute.
+
+    Raises:
+        UserError: there is no answer; whatever the answer is, the library will say it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(config.path, revision=config.revision, timeout=_ANSWER_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):
+        return
+    except Exception as error:  # Every kind of the library underneath.
+        raise UserError(
+            f"{config.path}: no such folder, and the Hugging Face Hub cannot be reached ({first_line(error)}); correct"
+            " the path, or set HF_HUB_OFFLINE=1 to read what was downloaded before"
+        ) from None
+
+
 def _check_files(folder: Path) -> None:
     """Demand that a saved data set names no files but its own: whoever wrote it may have named any."""
-    for state in folder.rglob("state.json"):
-        listed = read_object(state).get("_data_files") or []
-        names = [entry.get("filename") for entry in listed if isinstance(entry, dict)]
-        for name in map(str, names):
-            inside = Path(name).name == name
-            if not inside or not (state.parent / name).resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{state}: names a file outside the data set ({printable(name)}); nothing is read")
+    parts = [folder]
+    if (index := folder / "dataset_dict.json").is_file():
+        names = _names(index, read_object(confined(folder, index)).get("splits"))
+        parts = [_own(folder, folder, index, name) for name in names]
+    for part in parts:
+        state = part / "state.json"
+        if not state.is_file():
+            continue
+        files = read_object(confined(folder, state)).get("_data_files")
+        entries = [entry.get("filename") if isinstance(entry, dict) else None for entry in _list(state, files)]
+        for name in _names(state, entries):
+            _own(folder, part, state, name)
+
+
+def _list(file: Path, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise UserError(f"{file}: was not written by save_to_disk (what it lists is {described(value)})")
+    return value
+
+
+def _names(file: Path, value: Any) -> list[str]:
+    names = _list(file, value)
+    if strange := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{file}: was not written by save_to_disk (it lists {described(strange[0])} for a name)")
+    return names
+
+
+def _own(folder: Path, part: Path, file: Path, name: str) -> Path:
+    """What `file` calls by this name, where that lies directly in `part` and inside the data set."""
+    if Path(name).name != name or not (part / name).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{file}: names a file outside the data set ({printable(shortened(name))}); nothing is read")
+    return part / name
 
 
 def _image_column(part: Any, config: ConceptSourceConfig) -> str:
@@ -123,19 +174,28 @@ def _image_column(part: Any, config: ConceptSourceConfig) -> str:
 
 
 def _records(part: Any, image_column: str) -> Iterator[dict[str, Any]]:
-    """The rows as plain cells: images undecoded, class labels by their names."""
+    """The rows as plain cells: images as they are stored, class labels by their names.
+
+    Nothing is decoded, because what is to be decoded may lie anywhere, in a file of the user's or on the net.
+    """
     import datasets
 
-    if isinstance(part.features[image_column], datasets.Image):
-        part = part.cast_column(image_column, datasets.Image(decode=False))
     others = [
         n for n, f in part.features.items() if isinstance(f, (datasets.Image, datasets.Audio)) and n != image_column
     ]
     part = part.remove_columns(others) if others else part
     labels = {name: f for name, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
-    for record in tqdm(part, desc="unpacking images", unit="image", disable=None):
-        named = {n: labels[n].int2str(record[n]) for n in labels if record[n] is not None and record[n] >= 0}
-        yield dict(record) | named
+    progress = tqdm(total=len(part), desc="unpacking images", unit="image", disable=None)
+    with progress:
+        for batch in part.with_format("arrow").iter(batch_size=_BATCH):
+            for record in batch.to_pylist():
+                yield record | {name: _label(kind, record[name]) for name, kind in labels.items()}
+                progress.update()
+
+
+def _label(kind: Any, number: int | None) -> str | None:
+    """A class by its name; None where none is given, or one that the set has no name for."""
+    return kind.names[number] if number is not None and 0 <= number < len(kind.names) else None
 
 
 def _bytes_of(image: Any, root: Path) -> bytes:
@@ -155,6 +215,8 @@ def _bytes_of(image: Any, root: Path) -> bytes:
     if not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
         raise ValueError("the image lies outside the data set; save the set with its images embedded")
     try:
+        if not path.is_file():
+            raise ValueError("the image is no plain file")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"the image cannot be read ({error.strerror})") from None

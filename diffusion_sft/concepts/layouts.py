@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import user_path
-from ..parsing import few, seen
+from ..parsing import few, printable, seen
 from .config import ConceptSourceConfig
 from .dreambooth import read_dreambooth
 from .folders import folders, photos, repeats_and_name
@@ -26,11 +26,22 @@ def read_source(config: ConceptSourceConfig, store: Store) -> Listing:
     """Read one set in the layout that the user named, or in the one that it has.
 
     Raises:
-        UserError: no such set, none of the layouts, or two of them at once; it names what was found.
+        UserError: no such set, none of the layouts, two of them at once (it names what was found), or a folder in it
+            that cannot be read.
     """
     if not config.path:
         raise UserError("the concept set's path is empty: give the folder that holds the images")
     root = user_path(config.path)
+    try:
+        return _read_at(root, config, store)
+    except OSError as error:
+        name = error.filename
+        if not isinstance(name, (str, Path)) or not Path(name).is_relative_to(root):
+            raise
+        raise UserError(f"{printable(str(name))}: cannot be read ({error.strerror})") from None
+
+
+def _read_at(root: Path, config: ConceptSourceConfig, store: Store) -> Listing:
     if not root.exists() and ("://" in config.path or (root.suffix == ".tar" and set("{*?[") & set(config.path))):
         raise UserError(
             f"{config.path}: a set is a local folder or .tar file, not an address or a pattern; put the shards into one"
@@ -40,7 +51,7 @@ def read_source(config: ConceptSourceConfig, store: Store) -> Listing:
     if layout == "datasets":
         return read_datasets(config, store)
     if not root.is_dir() and not (layout == "webdataset" and root.is_file()):
-        raise UserError(f"{root}: no such folder of concepts")
+        raise UserError(f"{root}: {_no_folder(root)}")
     if layout == "webdataset":
         return read_shards(root, config, store)
     readers = {
@@ -63,7 +74,7 @@ def recognise(root: Path, config: ConceptSourceConfig) -> str:
     if not root.exists() and _HUB_NAME.fullmatch(config.path):
         return "datasets"
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of concepts")
+        raise UserError(f"{root}: {_no_folder(root)}")
     if any((root / marker).is_file() for marker in MARKERS):
         return "datasets"
     if find_metadata(root) is not None:
@@ -81,6 +92,10 @@ def recognise(root: Path, config: ConceptSourceConfig) -> str:
             f" folder of photos per subject, nor .tar shards, nor a saved data set here; found {seen(root)}"
         )
     return _of_folders(root, inside)
+
+
+def _no_folder(root: Path) -> str:
+    return "is a file, not a folder of concepts" if root.is_file() else "no such folder of concepts"
 
 
 def _of_folders(root: Path, inside: list[Path]) -> str:

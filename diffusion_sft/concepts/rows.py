@@ -55,8 +55,8 @@ def locate(root: Path, name: str) -> tuple[str, Path]:
     path = root / relative
     try:
         resolved = path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"cannot be resolved ({error})") from None
+    except (OSError, RuntimeError):
+        raise ValueError("is a loop of symbolic links") from None
     if not resolved.is_relative_to(root.resolve()):
         raise ValueError(f"is a symbolic link to a place outside the set's folder ({resolved})")
     return relative.as_posix(), path

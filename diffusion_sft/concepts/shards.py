@@ -7,7 +7,6 @@ nothing is ever unpickled; a sample with a pickle in it is a problem.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..parsing import Problem, few, seen
+from ..parsing import Problem, confined, described, few, json_value, seen
 from .captions import CAPTION_SUFFIXES, agreed, caption_text
 from .cells import check_columns, row_of
 from .config import ConceptSourceConfig
@@ -29,6 +28,9 @@ PICKLES = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".npy", ".npz")
 """What WebDataset's decoders would unpickle; numpy's two hold no pictures here and are refused with them."""
 LARGEST_MEMBER = 1 << 30
 """Bytes; a longer member is no picture."""
+LARGEST_CELLS = 1 << 20
+"""Bytes of a sample's .json."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass
@@ -48,17 +50,23 @@ class _Sample:
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The .tar files of a folder by name, or the one file that the path is."""
+    """The .tar files of a folder by name, or the one file that the path is.
+
+    Raises:
+        UserError: one is a link to a place outside the folder.
+    """
     if path.is_file():
         return [path]
-    return sorted((p for p in path.glob("*.tar") if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name)
+    shards = (p for p in path.iterdir() if p.suffix == ".tar" and p.is_file() and not p.name.startswith("."))
+    return sorted((confined(path, shard) for shard in shards), key=lambda shard: shard.name)
 
 
 def read_shards(root: Path, config: ConceptSourceConfig, store: Store) -> Listing:
     """One row per sample with an image, in the order of the shards; image bytes go to the store as they are.
 
     Raises:
-        UserError: no shard, a file that is no tar archive, or a column that the user named is missing.
+        UserError: no shard, a file that is no tar archive, or is compressed, or a column that the user named is
+            missing.
     """
     shards = find_shards(root)
     if not shards:
@@ -89,6 +97,7 @@ def _samples(shard: Path, problems: list[Problem], skipped: set[str]) -> Iterato
     """The samples of one shard: members of one key stand next to each other."""
     current: _Sample | None = None
     try:
+        _check_start(shard)
         with tarfile.open(shard, mode="r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined] # else all headers of a shard stay in memory
@@ -117,6 +126,15 @@ def _samples(shard: Path, problems: list[Problem], skipped: set[str]) -> Iterato
         yield current
 
 
+def _check_start(shard: Path) -> None:
+    """Demand an archive as it is: compressed, a few kilobytes could hold any number of bytes."""
+    with shard.open("rb") as stream:
+        start = stream.read(8)
+    for signature, name in _COMPRESSED.items():
+        if start.startswith(signature):
+            raise UserError(f"{shard}: is compressed ({name}); unpack it to a plain .tar")
+
+
 def _check_end(archive: tarfile.TarFile) -> None:
     """Demand the end mark; tarfile takes a damaged or missing header for the end without a word."""
     assert archive.fileobj is not None
@@ -135,6 +153,8 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
 def _fault(member: tarfile.TarInfo) -> str:
     if not member.isreg():
         return "is a link or a device, not a file"
+    if member.issparse():
+        return "is a sparse file, which may claim any size"
     name = PurePosixPath(member.name)
     if name.is_absolute() or PureWindowsPath(member.name).is_absolute() or ".." in name.parts:
         return "has a name that leads out of the shard"
@@ -150,7 +170,7 @@ def _take(sample: _Sample, suffix: str, stream: IO[bytes], skipped: set[str]) ->
         sample.images[suffix] = stream.read()
     elif suffix in (*CAPTION_SUFFIXES, ".json", ".cls"):
         try:
-            _take_text(sample, suffix, stream.read())
+            _take_text(sample, suffix, stream.read(LARGEST_CELLS + 1))
         except ValueError as error:
             sample.fault = sample.fault or str(error)
     else:
@@ -165,8 +185,10 @@ def _take_text(sample: _Sample, suffix: str, content: bytes) -> None:
         else:
             sample.captions[suffix] = text
         return
+    if len(content) > LARGEST_CELLS:
+        raise ValueError(f"its .json is longer than {LARGEST_CELLS} bytes")
     try:
-        cells = json.loads(content.decode("utf-8"))
+        cells = json_value(content)
     except (ValueError, RecursionError):
         raise ValueError("its .json is not valid JSON") from None
     if not isinstance(cells, dict):
@@ -185,6 +207,6 @@ def _record(sample: _Sample, config: ConceptSourceConfig, store: Store) -> dict[
     if isinstance(said, str):
         captions[".json"] = " ".join(said.split())
     elif said is not None:
-        raise ValueError(f"{config.caption_column} is not text but {said!r}")
+        raise ValueError(f"{config.caption_column} is not text but {described(said)}")
     (content,) = sample.images.values()
     return sample.cells | {config.image_column: store.put(content), config.caption_column: agreed(captions)}

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ..concepts.images import load_image
-from ..errors import UserError
 from ..files import file_hash, replaced, write_json
 from .features import Extractor
 from .pictures import GeneratedImage, check_unchanged
 
 ROWS_PER_FILE = 512
+logger = logging.getLogger(__name__)
 
 
 def fitted_image(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -54,8 +55,7 @@ class FeatureCache:
         }
         """All that decides a row but the image."""
         self._folder = folder / hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-        if not (self._folder / "key.json").exists():
-            write_json(self._folder / "key.json", self.key)
+        write_json(self._folder / "key.json", self.key)  # For people: nothing reads it.
         self._rows = self._read()
 
     def features(self, paths: Sequence[Path], description: str = "features") -> np.ndarray:
@@ -107,25 +107,42 @@ class FeatureCache:
     def _extract(self, paths: Sequence[Path], bar: tqdm) -> np.ndarray:
         batches = []
         for start in range(0, len(paths), self._batch_size):
-            batch = [fitted_image(path, self._image_size) for path in paths[start : start + self._batch_size]]
-            batches.append(self.extractor(batch))
-            bar.update(len(batch))
+            chosen = paths[start : start + self._batch_size]
+            images = [fitted_image(path, self._image_size) for path in chosen]
+            batches.append(self.extractor(images, [str(path) for path in chosen]))
+            bar.update(len(chosen))
         return np.concatenate(batches)
 
     def _save(self, hashes: Sequence[str], features: np.ndarray) -> None:
         digests = np.stack([np.frombuffer(bytes.fromhex(digest), dtype=np.uint8) for digest in hashes])
         name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
         with replaced(self._folder / f"{name}.safetensors") as temporary:
-            save_file({"features": np.ascontiguousarray(features), "sha256": digests}, temporary)
+            content = {"features": np.ascontiguousarray(features), "sha256": digests}
+            save_file(content, temporary, {"checksum": _checksum(content)})
         self._rows |= dict(zip(hashes, features, strict=True))
 
     def _read(self) -> dict[str, np.ndarray]:
         rows: dict[str, np.ndarray] = {}
         for file in sorted(self._folder.glob("[0-9a-f]*.safetensors")):
             try:
-                content = load_file(file)
-                hashes = [digest.tobytes().hex() for digest in content["sha256"]]
-                rows |= dict(zip(hashes, content["features"], strict=True))
-            except (SafetensorError, OSError, KeyError, ValueError) as error:
-                raise UserError(f"{file}: damaged feature cache ({error}); delete this file") from None
+                with safe_open(file, "np") as stored:
+                    checksum = (stored.metadata() or {}).get("checksum")
+                    content = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                if checksum != _checksum(content):
+                    raise ValueError("its checksum is another")
+            except (SafetensorError, OSError, ValueError) as error:
+                logger.warning("%s: damaged feature cache (%s); its rows are made again", file, error)
+                file.unlink()
+                continue
+            hashes = [digest.tobytes().hex() for digest in content["sha256"]]
+            rows |= dict(zip(hashes, content["features"], strict=True))
         return rows
+
+
+def _checksum(content: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(content.items()):
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..ranges import MOST_STEPS, check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -39,13 +41,10 @@ class EvaluateConfig:
     """k of precision, recall, density and coverage."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images_per_concept", "num_inference_steps", "batch_size", "num_neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("num_groups", "num_splits"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, not {getattr(self, name)}")
-        if self.pca_directions is not None and self.pca_directions < 1:
-            raise ValueError(f"pca_directions must be at least 1, not {self.pca_directions}")
+        check_range(self, "seed", least=0)
+        check_range(self, "num_images_per_concept", "batch_size", "num_neighbours", "pca_directions", least=1)
+        check_range(self, "num_inference_steps", least=1, most=MOST_STEPS)
+        check_range(self, "guidance_scale")
+        check_range(self, "num_groups", "num_splits", least=2)
         if (self.extractor == "torchvision") != (self.torchvision_model is not None):
             raise ValueError("torchvision_model names the model when extractor is torchvision, and only then")

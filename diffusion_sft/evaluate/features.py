@@ -8,9 +8,9 @@ cached statistics and linear algebra are not.
 
 from __future__ import annotations
 
-import tempfile
+import shutil
+import urllib.request
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -20,18 +20,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from cleanfid.downloads_helper import check_download_inception, inception_url
+from cleanfid.downloads_helper import inception_url
 from cleanfid.inception_torchscript import InceptionV3W
 from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import UserError
 from ..files import file_hash, replaced, user_path
+from ..parsing import few
 from ..world.readout import Readout
 from .config import EvaluateConfig
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""Of the published file (95,607,719 bytes), as k-diffusion has it too (`evaluation.py`, commit 0f9902f). TorchScript is a
+program, and no other one is run."""
 INCEPTION_SIZE = 299
+DOWNLOAD_SECONDS = 60.0
+"""Without a byte, before a download is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +58,11 @@ class Extractor:
         """For example `inception-2015-12-05, clean bicubic 299, weights 0123456789ab`."""
         return f"{self.name}, {self.resize}, weights {self.weights_sha256[:12]}"
 
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def __call__(self, images: Sequence[np.ndarray], names: Sequence[str] = ()) -> np.ndarray:
         """The features of images of any sizes, (n, d) float32.
+
+        Args:
+            names: of the images, for errors.
 
         Raises:
             UserError: the function returned another shape, or values that are not finite.
@@ -63,8 +72,10 @@ class Extractor:
             raise UserError(
                 f"extractor {self.name}: expected ({len(images)}, d) features, got shape {features.shape}"
             )
-        if not np.isfinite(features).all():
-            raise UserError(f"extractor {self.name}: features that are not finite; are its weights damaged?")
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()
+        if bad:
+            told = few([names[place] for place in bad], 4) if names else f"{len(bad)} of {len(images)} images"
+            raise UserError(f"extractor {self.name}: features of {told} are not finite; are its weights damaged?")
         return features
 
 
@@ -106,9 +117,15 @@ def inception_extractor(weights: str | None, device: torch.device) -> Extractor:
         weights: the file `inception-2015-12-05.pt` or its folder; None for torch's hub cache or the download.
 
     Raises:
-        UserError: no such file, a damaged one, or no network to download it.
+        UserError: no such file, another than the published one, or no network to download it.
     """
     file = _inception_file(weights)
+    digest = file_hash(file)
+    if digest != INCEPTION_SHA256:
+        raise UserError(
+            f"{file}: not the Inception of clean-fid, or damaged: its SHA-256 begins with {digest[:12]} and not with "
+            f"{INCEPTION_SHA256[:12]}; delete it and fetch it again"
+        )
     with warnings.catch_warnings():
         # torch announces the end of TorchScript at every load; the weights exist in no other official form.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
@@ -117,9 +134,7 @@ def inception_extractor(weights: str | None, device: torch.device) -> Extractor:
             network = InceptionV3W(str(file.parent), download=False).to(device).eval()
         except (RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"{file}: not the Inception of clean-fid ({reason}); delete it and fetch it again"
-            ) from None
+            raise UserError(f"{file}: this torch does not read it ({reason}); {_ways(file.parent)}") from None
 
     def features(images: np.ndarray) -> torch.Tensor:
         return network(clean_resize(images, INCEPTION_SIZE, device))
@@ -127,7 +142,7 @@ def inception_extractor(weights: str | None, device: torch.device) -> Extractor:
     return Extractor(
         name=file.stem,
         resize=f"clean bicubic {INCEPTION_SIZE}",
-        weights_sha256=file_hash(file),
+        weights_sha256=digest,
         function=_by_shape(features),
     )
 
@@ -202,13 +217,18 @@ def _inception_file(weights: str | None) -> Path:
 
 
 def _download(file: Path) -> None:
-    """Clean-fid's own download, but whole or not at all."""
+    """From clean-fid's address, whole or not at all."""
     try:
-        with tempfile.TemporaryDirectory() as folder, replaced(file) as temporary:
-            fetched = Path(check_download_inception(folder))
-            if not zipfile.is_zipfile(fetched):
-                raise UserError(f"{inception_url}: the download was cut short; try again, or {_ways(file.parent)}")
-            temporary.write_bytes(fetched.read_bytes())
+        with replaced(file) as temporary:
+            with (
+                urllib.request.urlopen(inception_url, timeout=DOWNLOAD_SECONDS) as answer,
+                temporary.open("wb") as stream,
+            ):
+                shutil.copyfileobj(answer, stream)
+            if file_hash(temporary) != INCEPTION_SHA256:
+                raise UserError(
+                    f"{inception_url}: the download was cut short or is another file; try again, or {_ways(file.parent)}"
+                )
     except (OSError, HTTPException) as error:
         raise UserError(f"{inception_url}: cannot be fetched ({error}); {_ways(file.parent)}") from None
 

@@ -60,7 +60,7 @@ class Looking:
         features, seen = [], []
         for start in range(0, len(images), self._batch_size):
             part = slice(start, start + self._batch_size)
-            features.append(extractor(images[part]))
+            features.append(extractor(images[part], [f"a picture of {concept!r}" for concept in asked[part]]))
             if reader is not None:
                 seen += reader(images[part], asked[part])
         return Looks(features=np.concatenate(features), seen=None if reader is None else seen)

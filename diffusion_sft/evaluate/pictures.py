@@ -48,13 +48,15 @@ def recorded_images(record: Path) -> list[GeneratedImage]:
     content = read_json(record)
     try:
         return [image_of(record.parent, entry) for entry in content["images"]]
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{record}: not a record of generated images; delete it and generate again") from None
 
 
 def image_of(folder: Path, entry: dict[str, Any]) -> GeneratedImage:
     """The image of one entry of a record in `folder`."""
     fields = {key: value for key, value in entry.items() if key != "file"}
+    if ".." in Path(entry["file"]).parts or Path(entry["file"]).is_absolute():
+        raise ValueError(f"{entry['file']} lies outside {folder}")
     if fields.get("size") is not None:
         height, width = fields["size"]
         fields["size"] = (height, width)

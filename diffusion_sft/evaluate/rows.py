@@ -38,7 +38,7 @@ def figure(
     note: str = "",
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Row:
-    """A figure with its t interval, kept within what the figure can be.
+    """A figure with its t interval, kept within what the figure can be; the ends are NaN where there is no error.
 
     Args:
         counts: the numbers of real and of generated images behind it.
@@ -48,8 +48,9 @@ def figure(
         metric=metric,
         value=estimate.value,
         standard_error=estimate.standard_error,
-        low=max(bounds[0], estimate.value - half_width),
-        high=min(bounds[1], estimate.value + half_width),
+        # In this order NaN is kept.
+        low=max(estimate.value - half_width, bounds[0]),
+        high=min(estimate.value + half_width, bounds[1]),
         num_real=counts[0],
         num_generated=counts[1],
         note=note,

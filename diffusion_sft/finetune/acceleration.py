@@ -90,16 +90,25 @@ def arithmetic(config: FinetuneConfig) -> Iterator[None]:
             os.environ.pop(WORKSPACE, None)
 
 
-def start_trackers(accelerator: Accelerator, config: FinetuneConfig, folder: Path) -> None:
+def start_trackers(accelerator: Accelerator, config: FinetuneConfig, folder: Path, after: int) -> None:
     """Begin the tracker's record of this run, with all settings in it.
 
-    Weights & Biases takes up the record again when the run goes on: its id is kept in `logs/wandb_id`. Without an
-    account, WANDB_MODE=offline writes it to `logs/wandb`.
+    TensorBoard is told to forget what a killed process wrote after the update that is gone on from, so that no update
+    is shown twice. Weights & Biases takes up the record again when the run goes on: its id is kept in `logs/wandb_id`;
+    it leaves out the updates that it has. Without an account, WANDB_MODE=offline writes it to `logs/wandb`.
+
+    Args:
+        after: the update that the run goes on from; 0 for one that begins.
 
     Raises:
         UserError: the tracker does not start (no account, no network).
     """
-    options = {"wandb": _wandb_options(accelerator, folder)} if config.report_to == "wandb" else {}
+    options: dict[str, dict[str, Any]] = {}
+    if config.report_to == "wandb":
+        options["wandb"] = _wandb_options(accelerator, folder)
+    elif config.report_to == "tensorboard":
+        # Update 0 has a point of its own: the evaluation of the base.
+        options["tensorboard"] = {"purge_step": after + 1 if after else 0}
     try:
         accelerator.init_trackers(config.tracker_project_name, _flat(settings_dict(config)), options)
     except Exception as error:  # Trackers are other people's programs, with errors of any kind.

@@ -17,7 +17,7 @@ from .acceleration import start_trackers
 from .aspect import example_sizes
 from .average import AveragedWeights
 from .captions import possible_captions
-from .checkpoints import Trained, check_same_run, checkpoint_state, checkpoint_updates, foreign_folders
+from .checkpoints import Trained, checkpoint_state, foreign_folders
 from .config import FinetuneConfig
 from .estimate import Pace, check_disk, make_plan, plan_text
 from .evaluations import Exam
@@ -27,6 +27,7 @@ from .mixes import Mix
 from .optimizers import make_optimizer
 from .parts import trainable_parameters
 from .prior import class_images
+from .resuming import check_same_run
 from .run import Run
 from .sampler import Sampler
 from .sharding import shard, sharding_asked
@@ -43,15 +44,18 @@ class Task:
     folder: Path
 
 
-def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator) -> Run:
+def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator, after: int) -> Run:
     """Draw class images, make the learner's network trainable, and put everything in place.
+
+    Args:
+        after: the update that the run goes on from, 0 for a new one.
 
     Raises:
         UserError: the folder is another run's, captions are too long, the disk is too small, or settings ask for what
             this base or machine does not have.
     """
     learner, config, folder = task.learner, task.config, task.folder
-    _check(task, record)
+    _check(task, record, after)
     accelerator.wait_for_everyone()
     folder.mkdir(parents=True, exist_ok=True)
     identity = learner.identity()
@@ -74,7 +78,7 @@ def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator) -> Ru
         next(iter(parts.values())).compile(mode=config.compile_mode)
     optimizer = make_optimizer(parameters, config)
     prepared = accelerator.prepare_optimizer(optimizer)
-    start_trackers(accelerator, config, folder)
+    start_trackers(accelerator, config, folder, after)
     wrapped.train()
     learner.network = wrapped
     average = _average(parameters, config)
@@ -120,7 +124,7 @@ def dry_plan(learner: Learner, mix: Mix, config: FinetuneConfig, num_processes: 
     return plan_text(plan, config)
 
 
-def _check(task: Task, record: Mapping[str, Any]) -> None:
+def _check(task: Task, record: Mapping[str, Any], after: int) -> None:
     """What every process sees alike, before any of them writes."""
     folder, config = task.folder, task.config
     check_hub(config)
@@ -135,8 +139,8 @@ def _check(task: Task, record: Mapping[str, Any]) -> None:
         raise UserError(
             f"{foreign}: is no whole checkpoint of this program; move it away or choose another output_dir"
         )
-    for update in checkpoint_updates(folder)[-1:]:
-        check_same_run(checkpoint_state(folder, update)["record"], record, folder)
+    if after > 0:
+        check_same_run(checkpoint_state(folder, after)["record"], record, folder)
 
 
 def _average(parameters: Mapping[str, torch.nn.Parameter], config: FinetuneConfig) -> AveragedWeights | None:

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,6 +24,7 @@ from .card_words import (
     LORA_FILE,
     WORDS,
     Words,
+    base_name,
     fenced,
     is_hub_id,
     loading_of_language_model,
@@ -53,7 +53,7 @@ def model_card(
         layout: what the weights are called, and which library loads them.
     """
     words = WORDS[layout.library]
-    base = _base_name(str(summary["identity"].get("source", "the base")))
+    base = base_name(str(summary["identity"].get("source", "the base")))
     sections = [
         _front_matter(config, summary, words),
         f"# {escaped(base)}, fine-tuned on the mix `{mix.name}`",
@@ -81,11 +81,6 @@ def escaped(text: Any) -> str:
     shown = shown if len(shown) <= LENGTH_SHOWN else shown[: LENGTH_SHOWN - 1] + "…"
     shown = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _base_name(source: str) -> str:
-    """The base without the folders it lies in, which tell of the user's machine."""
-    return source if is_hub_id(source) else Path(source).name or source
 
 
 def own_settings(config: FinetuneConfig) -> FinetuneConfig:
@@ -125,7 +120,7 @@ def _training(config: FinetuneConfig, summary: Mapping[str, Any], words: Words) 
         f"{what} after {summary['updates']} updates of {summary['examples_per_update']} examples "
         f"(stopped by the {summary['stopping_reason']} rule){averaged}.",
         "",
-        f"- base: {escaped(_base_name(str(identity.get('source', 'unknown'))))}{origin}",
+        f"- base: {escaped(base_name(str(identity.get('source', 'unknown'))))}{origin}",
         f"- every trained example that was asked was fitted: {_at(summary['converged_update'])}",
         f"- held-out answers were best: {_at(summary['early_stop_update'])}"
         + (
@@ -235,12 +230,12 @@ def _base_code(source: str, summary: Mapping[str, Any]) -> list[str]:
     if source.endswith(".safetensors"):
         xl = summary["identity"].get("architecture") == "sdxl"
         kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-        line = f"pipeline = {kind}.from_single_file({_base_name(source)!r}, dtype=torch.float32)"
+        line = f"pipeline = {kind}.from_single_file({base_name(source)!r}, dtype=torch.float32)"
         return [f"from diffusers import {kind}", "", line]
     options = "".join(
         f", {name}={summary['identity'][name]!r}" for name in ("revision", "variant") if summary["identity"].get(name)
     )
-    return [f"pipeline = DiffusionPipeline.from_pretrained({_base_name(source)!r}, dtype=torch.float32{options})"]
+    return [f"pipeline = DiffusionPipeline.from_pretrained({base_name(source)!r}, dtype=torch.float32{options})"]
 
 
 def _at(update: int | None) -> str:

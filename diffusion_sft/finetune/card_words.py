@@ -135,3 +135,8 @@ def is_hub_id(source: str) -> bool:
     except HFValidationError:
         return False
     return source.count("/") == 1 and not Path(source).exists()
+
+
+def base_name(source: str) -> str:
+    """The base without the folders it lies in, which tell of the user's machine."""
+    return source if is_hub_id(source) else Path(source).name or source

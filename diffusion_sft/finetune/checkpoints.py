@@ -7,7 +7,6 @@ Nothing random is stored: order, noise and caption dropout are functions of the 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import UserError
-from ..files import read_object, remove_folder, replaced_folder, write_json
+from ..files import read_object, remove_folder, replaced_folder
+from ..manifests import FILES, changes, read_record, told, write_record
 from ..processes import is_main
 from ..tensor_files import TYPES, Layout, file_order, write_tensor_file
 from .average import AveragedWeights
@@ -34,21 +34,8 @@ WEIGHTS, AVERAGE, OPTIMIZER, STATE = (
     "optimizer.safetensors",
     "state.json",
 )
-LAYOUT = 2
-"""Of the folder; 1 named the UNet's weights without `unet.` and had no other part."""
-FREE = (
-    "resume_from_checkpoint",
-    "report_to",
-    "tracker_project_name",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "max_nonfinite_steps",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private",
-    "save_single_file",
-)
-"""Settings that change nothing about the numbers of a run, and may be others when it goes on."""
+LAYOUT = 3
+"""Of the folder; 1 named the UNet's weights without `unet.` and had no other part, 2 listed no files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +83,8 @@ def save_checkpoint(run: Path, update: int, trained: Trained, state: Mapping[str
         return
     try:
         with replaced_folder(target) as folder:
-            for name, content in files.items():
-                _write(folder / name, *content)
-            write_json(folder / STATE, {**inside, **state})
+            listed = {name: _write(folder / name, *content) for name, content in files.items()}
+            write_record(folder / STATE, {**inside, **state}, listed)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{target}: cannot be written ({error}); free some space and run again to go on") from None
 
@@ -135,20 +121,38 @@ def load_checkpoint(run: Path, update: int, trained: Trained) -> dict[str, Any]:
 
 
 def checkpoint_state(run: Path, update: int) -> dict[str, Any]:
-    """The content of a checkpoint's `state.json`; UserError where an earlier version of this program wrote it."""
+    """The content of a checkpoint's `state.json`; UserError where it was altered, or an earlier version wrote it."""
     file = checkpoint_folder(run, update) / STATE
-    state = read_object(file)
-    if state.get("layout") != LAYOUT:
+    if read_object(file).get("layout") != LAYOUT:
         raise UserError(
             f"{file.parent}: written by another version of this program, which named weights otherwise; begin anew in "
             "another output_dir"
         )
-    return state
+    return read_record(file)
+
+
+def checkpoint_damage(run: Path, update: int) -> str | None:
+    """What was altered in a checkpoint since it was written, None where nothing was."""
+    folder = checkpoint_folder(run, update)
+    try:
+        state = checkpoint_state(run, update)
+    except UserError as error:
+        return str(error)
+    changed = changes(folder, state[FILES])
+    return told(folder, changed) if changed else None
 
 
 def evaluated_weights(run: Path, update: int, trained: Trained) -> dict[str, torch.Tensor]:
     """The weights that a checkpoint was evaluated with (the average where there is one), in the CPU's memory; this
-    process's parts where weights are sharded."""
+    process's parts where weights are sharded.
+
+    Raises:
+        UserError: the checkpoint was altered.
+    """
+    if (damage := checkpoint_damage(run, update)) is not None:
+        raise UserError(
+            f"{damage}; go back before it with resume_from_checkpoint=checkpoint-<N>, or to another output_dir"
+        )
 
     def part(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return own_part(sharded_as(tensor, trained.parameters[name])).cpu()
@@ -174,39 +178,19 @@ def foreign_folders(run: Path) -> list[Path]:
     return [path for path, number in named if number and int(number[1]) not in ours]
 
 
-def rotate_checkpoints(run: Path, limit: int | None, best: int | None) -> None:
-    """Remove all but the last `limit` checkpoints and the best one; folders of other origin are left alone."""
+def rotate_checkpoints(run: Path, limit: int | None, every: int, best: int | None) -> None:
+    """Remove all but the last `limit` checkpoints on schedule, the latest and the best one; folders of other origin are
+    left alone.
+
+    One off schedule that a stopped process left goes with the next, so that a run that was stopped keeps the same.
+    """
     if limit is None:
         return
-    updates = checkpoint_updates(run)
-    for update in updates[:-limit]:
-        if update != best:
+    *others, latest = checkpoint_updates(run) or [0]
+    scheduled = [update for update in others if update % every == 0] + [latest]
+    for update in others:
+        if update != best and update not in scheduled[-limit:]:
             remove_folder(checkpoint_folder(run, update))
-
-
-def chosen_update(run: Path, resume_from_checkpoint: str) -> int:
-    """The update to go on after, by the setting of that name; 0 for a new run.
-
-    Raises:
-        UserError: no such checkpoint, or a new run is asked for in a folder that is not empty.
-    """
-    updates = checkpoint_updates(run)
-    if resume_from_checkpoint == "latest":
-        return max(updates, default=0)
-    if resume_from_checkpoint == "none":
-        if run.is_dir() and any(run.iterdir()):
-            raise UserError(
-                f"{run}: is not empty, and resume_from_checkpoint=none begins a new run; set "
-                f"output_dir={_free_name(run)}, or resume_from_checkpoint=latest to go on"
-            )
-        return 0
-    number = re.fullmatch(r"(?:checkpoint-)?(\d+)", Path(resume_from_checkpoint).name)
-    if number is None or int(number[1]) not in updates or not _inside(resume_from_checkpoint, run):
-        there = ", ".join(f"checkpoint-{update}" for update in updates) or "no checkpoint"
-        raise UserError(
-            f"resume_from_checkpoint={resume_from_checkpoint}: not in {run}, which has {there}; or say latest or none"
-        )
-    return int(number[1])
 
 
 def remove_later(run: Path, update: int) -> list[int]:
@@ -215,46 +199,6 @@ def remove_later(run: Path, update: int) -> list[int]:
     for other in later:
         remove_folder(checkpoint_folder(run, other))
     return later
-
-
-def remove_unfinished(run: Path) -> None:
-    """Remove the temporary folders of checkpoints that a killed process left half-written."""
-    for path in run.glob(".checkpoint-*"):
-        if re.fullmatch(r"\.checkpoint-\d+(\.old)?\.\w+", path.name):
-            shutil.rmtree(path)
-
-
-def check_same_run(stored: Mapping[str, Any], current: Mapping[str, Any], run: Path) -> None:
-    """Raise UserError naming what changed since the checkpoints in `run` were begun.
-
-    Only `max_train_steps` may grow, and only under a schedule that does not depend on it: otherwise the updates
-    already made would not be those of the run that is asked for.
-    """
-    for key, value in current.items():
-        before = stored.get(key)
-        if before == value or key in FREE:
-            continue
-        grows = key == "max_train_steps" and isinstance(before, int) and before < value
-        if grows and str(current["lr_scheduler"]).startswith("constant"):
-            continue
-        reason = f" (the {current['lr_scheduler']} schedule depends on it)" if grows else ""
-        raise UserError(
-            f"{run}: begun with {key}={before}, now {key}={value}{reason}; put it back, or choose another folder"
-        )
-
-
-def _free_name(run: Path) -> Path:
-    """The first of run-2, run-3, ... that is not there."""
-    number = 2
-    while (found := run.with_name(f"{run.name}-{number}")).exists():
-        number += 1
-    return found
-
-
-def _inside(name: str, run: Path) -> bool:
-    """Whether a name without folders, or a path of a folder in `run`."""
-    path = Path(name)
-    return path.name == name or path.resolve().parent == run.resolve()
 
 
 @torch.no_grad()
@@ -292,8 +236,13 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from None
 
 
-def _write(file: Path | None, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> None:
+def _write(
+    file: Path | None, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
+) -> dict[str, Any] | None:
     """Write whole tensors one after the other; without a file, only give this process's parts of them.
+
+    Returns:
+        What a manifest says of the file.
 
     Args:
         tensors: as they are held.
@@ -302,7 +251,8 @@ def _write(file: Path | None, tensors: Mapping[str, torch.Tensor], like: Mapping
     layout: Layout = {name: (TYPES[t.dtype], tuple(like[name].shape)) for name, t in tensors.items()}
     gathered = (whole(tensors[name], like[name]) for name in file_order(layout))
     if file is not None:
-        write_tensor_file(file, layout, gathered)
-    else:
-        for _ in gathered:
-            pass
+        digest = write_tensor_file(file, layout, gathered)
+        return {"bytes": file.stat().st_size, "sha256": digest}
+    for _ in gathered:
+        pass
+    return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..answers import AnswerConfig
 from ..concepts import ConceptsConfig
 from ..questions import QuestionsConfig
+from ..ranges import MOST_PIXELS, check_range
 from .config import FinetuneConfig, LanguageFinetuneConfig
 from .mixes import MixConfig
 
@@ -36,6 +37,10 @@ class FinetuneCommandConfig(FinetuneConfig):
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     """Which candidates an evaluation's questions have."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "resolution", least=1, most=MOST_PIXELS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftCommandConfig(LanguageFinetuneConfig):
@@ -51,3 +56,7 @@ class SftCommandConfig(LanguageFinetuneConfig):
     mix: MixConfig = field(default_factory=MixConfig)
     max_answer_tokens: int = 32
     """Where an answer is cut off at evaluations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "max_answer_tokens", least=1)

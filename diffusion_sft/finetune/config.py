@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import string
 from dataclasses import dataclass, field
 from typing import Literal
+
+from ..ranges import MOST_PIXELS, MOST_STEPS, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +189,6 @@ _AT_LEAST_ONE = (
     "train_batch_size",
     "gradient_accumulation_steps",
     "max_train_steps",
-    "bucket_reso_steps",
-    "min_bucket_reso",
-    "max_bucket_reso",
     "num_class_images",
     "ema_horizon",
     "ema_update_every",
@@ -203,12 +201,13 @@ _AT_LEAST_ONE = (
     "validation_draws",
     "validation_batch_size",
     "num_validation_images",
-    "validation_inference_steps",
 )
 _POSITIVE = ("learning_rate", "text_encoder_lr", "adam_epsilon", "snr_gamma")
 _NOT_NEGATIVE = (
+    "seed",
     "lr_warmup_steps",
     "validation_steps",
+    "validation_untouched_concepts",
     "max_grad_norm",
     "adam_weight_decay",
     "noise_offset",
@@ -218,20 +217,14 @@ _BELOW_ONE = ("proportion_empty_prompts", "lora_dropout", "adam_beta1", "adam_be
 
 
 def _check_numbers(config: FinetuneConfig) -> None:
-    """The range of each number by itself; None, where a setting may be that, is in range."""
-    given = {name: value for name, value in vars(config).items() if value is not None}
-    for name in _AT_LEAST_ONE:
-        if name in given and given[name] < 1:
-            raise ValueError(f"{name} must be at least 1, not {given[name]}")
-    for name in _POSITIVE:
-        if name in given and not 0 < given[name] < math.inf:
-            raise ValueError(f"{name} must be positive, not {given[name]}")
-    for name in _NOT_NEGATIVE:
-        if not 0 <= given[name] < math.inf:
-            raise ValueError(f"{name} must not be negative, it is {given[name]}")
-    for name in _BELOW_ONE:
-        if not 0.0 <= given[name] < 1.0:
-            raise ValueError(f"{name} is a share from 0 to below 1, not {given[name]}")
+    """The range of each number by itself."""
+    check_range(config, *_AT_LEAST_ONE, least=1)
+    check_range(config, "validation_inference_steps", least=1, most=MOST_STEPS)
+    check_range(config, "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", least=1, most=MOST_PIXELS)
+    check_range(config, *_POSITIVE, above=0)
+    check_range(config, *_NOT_NEGATIVE, least=0)
+    check_range(config, *_BELOW_ONE, least=0, below=1)
+    check_range(config, "validation_guidance_scale")
 
 
 def _check_methods(config: FinetuneConfig) -> None:

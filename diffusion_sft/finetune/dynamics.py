@@ -19,13 +19,14 @@ def dynamics_points(evaluations: pd.DataFrame, role: str = UNTOUCHED) -> pd.Data
         evaluations: the table that a fine-tuning run writes (`evaluations.parquet`).
         role: whose accuracy is to be explained.
     """
-    rows = []
-    for update, here in evaluations.groupby("update", sort=True):
-        trained, asked = here[here.role == TRAINED], here[here.role == role]
-        if trained.empty or asked.empty:
-            continue
-        size = trained.num_examples.sum()
-        unknown = trained.loc[trained.category == UNKNOWN, "num_correct"].sum() / size
-        known = trained.loc[trained.category != UNKNOWN, "num_correct"].sum() / size
-        rows.append([update, known, unknown, asked.num_correct.sum() / asked.num_examples.sum()])
-    return pd.DataFrame(rows, columns=COLUMNS)
+    trained, asked = (evaluations[evaluations.role == chosen] for chosen in (TRAINED, role))
+    size = trained.groupby("update").num_examples.sum()
+    fitted = trained.num_correct.astype(float)
+    is_unknown = trained.category == UNKNOWN
+    shares = {
+        "fitted_known_share": fitted.where(~is_unknown, 0.0).groupby(trained["update"]).sum() / size,
+        "fitted_unknown_share": fitted.where(is_unknown, 0.0).groupby(trained["update"]).sum() / size,
+    }
+    sums = asked.groupby("update")[["num_correct", "num_examples"]].sum()
+    accuracy = (sums.num_correct / sums.num_examples).rename("accuracy")
+    return pd.DataFrame(shares).join(accuracy, how="inner").rename_axis("update").reset_index()[COLUMNS]

@@ -151,34 +151,26 @@ def asked_rows(update: int, answers: Mapping[str, pd.DataFrame], categories: Map
 def converged_update(evaluations: pd.DataFrame, first_pass: float) -> int | None:
     """The first evaluation at or after update `first_pass` at which every trained example asked was fitted."""
     trained = evaluations[(evaluations.role == TRAINED) & (evaluations["update"] >= first_pass)]
-    for update in _updates(trained):
-        here = trained[trained["update"] == update]
-        if here.num_correct.sum() == here.num_examples.sum():
-            return update
-    return None
+    sums = trained.groupby("update")[["num_correct", "num_examples"]].sum()
+    fitted = sums.index[sums.num_correct == sums.num_examples]
+    return int(fitted.min()) if len(fitted) else None
 
 
 def early_stop_update(evaluations: pd.DataFrame) -> int | None:
     """The update after which held-out questions were answered best: those of the development split where there is one,
     else the other images of trained concepts and the untouched concepts together. Test questions decide nothing.
 
-    Ties go to the lower mean error, then to the earlier update. The base itself (update 0) is no candidate. None
-    where nothing held out was asked.
+    Ties go to the lower mean error, then to the earlier update. The base itself (update 0) is no candidate, and no
+    update is whose mean error is not finite: its answers are a broken network's. None where there is no candidate.
     """
     deciding = [DEVELOPMENT] if (evaluations.role == DEVELOPMENT).any() else [HELDOUT, UNTOUCHED]
     asked = evaluations[evaluations.role.isin(deciding) & (evaluations["update"] > 0)]
-    best: tuple[float, float, int] | None = None
-    for update in _updates(asked):
-        here = asked[asked["update"] == update]
-        accuracy = here.num_correct.sum() / here.num_examples.sum()
-        error = float(np.average(here.error_nats, weights=here.num_examples))
-        candidate = (-accuracy, error, update)
-        best = candidate if best is None else min(best, candidate)
-    return None if best is None else best[2]
-
-
-def _updates(evaluations: pd.DataFrame) -> list[int]:
-    return sorted({int(update) for update in evaluations["update"]})
+    errors = asked.error_nats.astype(float).fillna(np.inf) * asked.num_examples
+    sums = asked.assign(error=errors).groupby("update")[["num_correct", "num_examples", "error"]].sum().astype(float)
+    found = pd.DataFrame({"accuracy": sums.num_correct / sums.num_examples, "error": sums.error / sums.num_examples})
+    found = found[np.isfinite(found.error)].reset_index()
+    best = found.sort_values(["accuracy", "error", "update"], ascending=[False, True, True])
+    return int(best["update"].iloc[0]) if len(best) else None
 
 
 def _one_question_each(
@@ -198,5 +190,6 @@ def _one_question_each(
 def _summary(answers: pd.DataFrame) -> list[float]:
     count, correct, answered = len(answers), int(answers.correct.sum()), int(answers.answered.sum())
     interval = stats.binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
-    means = [float(answers.gain_nats.mean()), float(answers.error_nats.mean())]
+    # An answer that is no number is not passed over.
+    means = [float(answers[name].mean(skipna=False)) for name in ("gain_nats", "error_nats")]
     return [count, correct, answered, correct / count, float(interval.low), float(interval.high), *means]

@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, replaced, replaced_folder, write_json, write_text
+from ..files import PARTIAL, replaced, replaced_folder, write_text
 from ..learner import Learner
+from ..manifests import files_below, listed, read_record, table_files, write_record
 from ..settings import settings_dict
+from .answer_files import ANSWERS
 from .average import lent
 from .card import model_card, own_settings
-from .checkpoints import FREE, evaluated_weights
+from .card_words import base_name
+from .checkpoints import evaluated_weights
 from .config import FinetuneConfig
 from .evaluations import early_stop_update
 from .hub import push
+from .journal import DYNAMICS, EVALUATIONS, METRICS
+from .resuming import FREE
 from .run import Run
 from .sharding import is_sharded, whole_on_main
 from .summary import SUMMARY, run_environment
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +50,16 @@ def finish(run: Run, update: int) -> dict[str, Any]:
     if run.accelerator.is_main_process or is_sharded(run.trained.parameters.values()):
         exports = _exports(run, update, early_stop_update(run.journal.evaluations))
     if run.accelerator.is_main_process:
+        run.journal.answers.join()
         summary = _summary(run, update) | {"exports": exports}
         write_text(
-            run.folder / "README.md",
-            model_card(run.mix, run.config, summary, run.journal.evaluations, run.learner.layout),
+            run.folder / CARD, model_card(run.mix, run.config, summary, run.journal.evaluations, run.learner.layout)
         )
-        write_json(run.folder / SUMMARY, summary)
+        write_record(run.folder / SUMMARY, summary, listed(run.folder, _left(run, exports)))
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         push(run.folder, run.config)
-    final: dict[str, Any] = read_json(run.folder / SUMMARY)
-    return final
+    return read_record(run.folder / SUMMARY)
 
 
 def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
@@ -66,9 +70,8 @@ def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
     """
     layout = learner.layout
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder, layout.folder)
     if export.config.method == "lora":
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as saved:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL) as saved:
             learner.save(Path(saved), export.metadata)
             for file in sorted(Path(saved).iterdir()):
                 with replaced(folder / file.name) as target:
@@ -81,12 +84,22 @@ def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
     return folder / layout.folder
 
 
+def _left(run: Run, exports: Mapping[str, str]) -> list[str]:
+    """The names of all files by which a finished run is told from an altered one."""
+    tables = table_files([Path(name).stem for name in (ANSWERS, EVALUATIONS, DYNAMICS)])
+    found = [run.folder / name for name in (CARD, METRICS, *tables)]
+    for path in (run.folder / name for name in exports.values()):
+        found += [path, *path.parent.glob("*.safetensors"), *path.parent.glob("adapter_config.json")]
+    names = [name for path in found if path.exists() for name in files_below(run.folder, path)]
+    return list(dict.fromkeys(names))
+
+
 def weight_metadata(run: Run, update: int) -> dict[str, str]:
     """What the headers of weight files say of where the weights come from; nothing of time or machine."""
     identity = dict(run.identity)
     settings = {key: value for key, value in settings_dict(own_settings(run.config)).items() if key not in FREE}
     found = {
-        "base_model": Path(str(identity.get("source", ""))).name,
+        "base_model": base_name(str(identity.get("source", ""))),
         "base_sha256": _digest(identity["sha256"]) if "sha256" in identity else "",
         "mix": run.mix.name,
         "concepts": json.dumps({category: len(names) for category, names in run.mix.concepts.items()}),
@@ -142,19 +155,10 @@ def _summary(run: Run, update: int) -> dict[str, Any]:
         "num_examples": len(run.mix.examples),
         "concepts": {category: list(names) for category, names in run.mix.concepts.items()},
         "seconds": round(run.elapsed_seconds(), 2),
-        "identity": dict(run.identity),
+        "identity": dict(run.identity) | {"source": base_name(str(run.identity.get("source", "")))},
         "environment": run_environment(run.accelerator.device),
         "record": dict(run.record),
     }
-
-
-def _remove_unfinished(folder: Path, model: str) -> None:
-    """Remove what a killed process left half-exported."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(rf"\.(export-|{model}\.).*", path.name):
-            shutil.rmtree(path)
-        elif re.fullmatch(r"\..+\.safetensors\.\w+\.safetensors", path.name):
-            path.unlink()
 
 
 def _digest(content: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..errors import UserError
-from ..files import read_table, write_table, write_text
+from ..files import read_table, replaced, write_table
+from .answer_files import ANSWERS, AnswerFiles
 from .dynamics import dynamics_points
 from .evaluations import COLUMNS
 
 METRICS, EVALUATIONS, DYNAMICS = "metrics.jsonl", "evaluations.parquet", "dynamics.parquet"
-ANSWERS = "answers.parquet"
 
 
 class Journal:
@@ -32,30 +35,47 @@ class Journal:
         self.folder = folder
         self.accelerator = accelerator
         self.evaluations = pd.DataFrame(columns=list(COLUMNS))
-        self.answers = pd.DataFrame()
-        """Every question of every evaluation, with what was said."""
+        self.answers = AnswerFiles(folder)
+        self._digest = hashlib.sha256()
+        """Of the lines of `metrics.jsonl`."""
 
-    def rewind(self, update: int) -> None:
-        """Forget everything after this update: what a killed process wrote past its last checkpoint."""
-        if update > 0 and (self.folder / EVALUATIONS).is_file():
-            self.evaluations, self.answers = (
-                _until(read_table(self.folder / name), update) for name in (EVALUATIONS, ANSWERS)
-            )
+    def rewind(self, update: int, stamp: Mapping[str, Any] | None) -> None:
+        """Forget everything after this update: what a killed process wrote past its last checkpoint.
+
+        Args:
+            stamp: what the checkpoint of this update says of the files (`stamp`); None for a new run.
+
+        Raises:
+            UserError: a file lacks what was there at the checkpoint, or was altered.
+        """
+        if stamp is not None and stamp.get(EVALUATIONS) is not None:
+            self.evaluations = _until(self._read_evaluations(), update)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            metrics = self.folder / METRICS
-            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
-            kept = [line for line in lines if _update_of(line) <= update]
-            if len(kept) != update:
-                raise UserError(
-                    f"{metrics}: has {len(kept)} of the {update} updates before the checkpoint; go back to an earlier one "
-                    "with resume_from_checkpoint=checkpoint-<N>, or choose another output_dir"
-                )
-            write_text(metrics, "".join(f"{line}\n" for line in kept))
+            self.answers.rewind(update)
+            with replaced(self.folder / METRICS) as temporary:
+                self._digest = _copy_until(self.folder / METRICS, temporary, update)
+                self._check(stamp, update)
             if not self.evaluations.empty:
                 self._write_evaluations()
             else:
                 self._remove_evaluations()
+
+    def stamp(self) -> dict[str, Any]:
+        """Hashes of what the files hold by now, by file; None for tables without rows."""
+        return {
+            METRICS: self._digest.hexdigest(),
+            EVALUATIONS: _digest(self.evaluations),
+            ANSWERS: self.answers.stamp(),
+        }
+
+    def _check(self, stamp: Mapping[str, Any] | None, update: int) -> None:
+        for name, found in self.stamp().items():
+            if stamp is not None and stamp.get(name) != found:
+                raise UserError(
+                    f"{self.folder / name}: is not what it was at checkpoint-{update}; go back to an earlier one with "
+                    f"resume_from_checkpoint=checkpoint-<N>, or remove {self.folder} to begin anew"
+                )
 
     def settle(self) -> None:
         """Have the lines of metrics on disk, as a checkpoint that counts on them will be."""
@@ -70,8 +90,10 @@ class Journal:
         """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if self.accelerator.is_main_process:
+            line = json.dumps(finite, allow_nan=False) + "\n"
             with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(finite, allow_nan=False) + "\n")
+                stream.write(line)
+            self._digest.update(line.encode())
         numbers = {name: value for name, value in finite.items() if isinstance(value, (int, float))}
         shown = {f"train/{name}": value for name, value in numbers.items() if name != "update"}
         self.accelerator.log(shown, step=values["update"])
@@ -80,11 +102,11 @@ class Journal:
         """Append the rows of one evaluation point, and the answers that they count."""
         if rows.empty:
             return
-        self.evaluations, self.answers = (
-            more if before.empty else pd.concat([before, more], ignore_index=True)
-            for before, more in ((self.evaluations, rows), (self.answers, answers))
-        )
+        before = self.evaluations
+        self.evaluations = rows if before.empty else pd.concat([before, rows], ignore_index=True)
         if self.accelerator.is_main_process:
+            # The answers first: where they are, the counts may be missing, never the other way round.
+            self.answers.add(int(rows["update"].iloc[0]), answers)
             self._write_evaluations()
         shown = {
             f"{row.role}/{row.category}/{name}": float(getattr(row, name))
@@ -105,25 +127,48 @@ class Journal:
             elif tracker.name == "wandb":
                 tracker.log_images({"validation": list(pixels)}, step=update)
 
+    def _read_evaluations(self) -> pd.DataFrame:
+        try:
+            return read_table(self.folder / EVALUATIONS)
+        except UserError as error:
+            reason = str(error).split(";")[0]
+            raise UserError(f"{reason}; what the run was asked is lost: remove {self.folder} to begin anew") from None
+
     def _write_evaluations(self) -> None:
-        # The answers first: where their table is, the counts may be missing, never the other way round.
-        write_table(self.folder / ANSWERS, self.answers)
         write_table(self.folder / EVALUATIONS, self.evaluations)
         write_table(self.folder / DYNAMICS, dynamics_points(self.evaluations))
 
     def _remove_evaluations(self) -> None:
         """Those of a run that is begun anew are not this one's."""
-        for name in (ANSWERS, EVALUATIONS, DYNAMICS):
+        for name in (EVALUATIONS, DYNAMICS):
             (self.folder / name).unlink(missing_ok=True)
             (self.folder / name).with_suffix(".csv").unlink(missing_ok=True)
 
 
 def _until(table: pd.DataFrame, update: int) -> pd.DataFrame:
+    if "update" not in table.columns:
+        return table  # Altered, as its hash will tell.
     return table[table["update"] <= update].reset_index(drop=True)
 
 
-def _update_of(line: str) -> float:
-    """The update of a line; infinite for one that was cut short."""
+def _digest(table: pd.DataFrame) -> str | None:
+    """The hash of a table as text, which is the same for one that was written and read back."""
+    return None if table.empty else hashlib.sha256(table.convert_dtypes().to_csv(index=False).encode()).hexdigest()
+
+
+def _copy_until(metrics: Path, copy: Path, update: int) -> Any:
+    """Write the lines up to an update, one at a time (a million are 130 MB); returns their hash in progress."""
+    digest = hashlib.sha256()
+    with copy.open("wb") as kept, metrics.open("rb") if metrics.is_file() else nullcontext(()) as lines:
+        for line in lines:
+            if line.endswith(b"\n") and _update_of(line) <= update:
+                kept.write(line)
+                digest.update(line)
+    return digest
+
+
+def _update_of(line: bytes) -> float:
+    """The update of a line; infinite for one that was cut short or is not ours."""
     try:
         return int(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):

@@ -14,22 +14,23 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..files import locked
 from ..learner import Learner
+from ..locks import locked
+from ..processes import from_main
 from ..records import identity_seed
 from .acceleration import accelerated, arithmetic
 from .begin import Task, begin
-from .checkpoints import chosen_update
 from .config import FinetuneConfig
 from .evaluations import Exam
 from .export import finish
 from .feeding import Feed
 from .hub import push
 from .mixes import Mix
+from .resuming import chosen_update
 from .run import Run
 from .schedules import learning_rate
 from .stopping import stop_on_sigterm
-from .summary import finished_summary, run_record
+from .summary import finished_summary, keep_settings, run_record
 
 
 def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, folder: Path) -> dict[str, Any]:
@@ -58,15 +59,16 @@ def finetune(learner: Learner, mix: Mix, exam: Exam, config: FinetuneConfig, fol
     task = Task(learner=learner, mix=mix, exam=exam, config=config, folder=folder)
     with arithmetic(config), accelerated(learner.device, config, folder) as accelerator, ExitStack() as stack:
         stack.enter_context(locked(folder) if accelerator.is_main_process else nullcontext())
-        update = chosen_update(folder, config.resume_from_checkpoint)
+        update = from_main(lambda: chosen_update(folder, config.resume_from_checkpoint))
         record = run_record(learner, mix, exam, config, accelerator)
-        summary = finished_summary(folder, record)
+        summary = from_main(lambda: finished_summary(folder, record))
         if summary is not None:
             accelerator.print(f"{folder}: finished already after {summary['updates']} updates; nothing to do")
             if accelerator.is_main_process:
+                keep_settings(folder, config)
                 push(folder, config)
             return summary
-        run = begin(task, record, accelerator)
+        run = begin(task, record, accelerator, update)
         try:
             run.resume(update)
             with stop_on_sigterm(run.request), run.feed() as feed:

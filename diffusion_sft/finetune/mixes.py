@@ -15,6 +15,7 @@ from typing import Literal
 import pandas as pd
 
 from ..errors import UserError
+from ..ranges import check_range
 from ..records import (
     CATEGORIES,
     REFUSAL,
@@ -60,14 +61,14 @@ class MixConfig:
         sizes = [size for size in (self.num_concepts, self.num_examples) if size is not None]
         if len(sizes) > 1:
             raise ValueError(f"mix {self.name}: give num_concepts or num_examples, not both")
-        if any(size < 1 for size in (*sizes, self.examples_per_concept or 1)):
-            raise ValueError(f"mix {self.name}: sizes must be at least 1")
+        check_range(self, "num_concepts", "num_examples", "examples_per_concept", least=1)
+        check_range(self, "unknown_share", least=0, most=1)
         if self.unknown_share is not None and self.shares:
             raise ValueError(f"mix {self.name}: give unknown_share or shares, not both")
-        if self.unknown_share is not None and not 0.0 <= self.unknown_share <= 1.0:
-            raise ValueError(f"mix {self.name}: unknown_share is from 0 to 1, not {self.unknown_share}")
         if (self.unknown_share is not None or self.shares) and not sizes:
-            raise ValueError(f"mix {self.name}: shares need a fixed size; set num_concepts or num_examples")
+            raise ValueError(
+                f"mix {self.name}: unknown_share and shares need a fixed size; set num_concepts or num_examples"
+            )
         if self.shares:
             _check_shares(self.name, self.shares)
 

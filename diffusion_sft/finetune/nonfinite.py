@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_json
 from ..learner import TrainingItem
+from ..parsing import printable
 
 NONFINITE = "nonfinite.json"
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class Nonfinite:
         """Count and report an update that was not made."""
         self.in_a_row += 1
         self.total += 1
-        logger.warning("update %d skipped: its %s is not finite; examples %s", update, what, ", ".join(examples))
+        named = printable(", ".join(examples))
+        logger.warning("update %d skipped: its %s is not finite; examples %s", update, what, named)
 
 
 def offenders(items: Sequence[TrainingItem], losses: Sequence[float]) -> list[str]:

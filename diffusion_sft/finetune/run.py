@@ -16,16 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..errors import UserError
-from ..files import write_text
+from ..errors import NotFinite, UserError
 from ..learner import Learner, Question
-from ..settings import settings_yaml
 from .checkpoints import (
     Trained,
     checkpoint_updates,
     load_checkpoint,
     remove_later,
-    remove_unfinished,
     rotate_checkpoints,
     save_checkpoint,
 )
@@ -41,7 +38,7 @@ from .sampler import Sampler
 from .sharding import is_sharded, own_part, total, whole_weights
 from .stepping import Steps
 from .stopping import StopRequest
-from .summary import SUMMARY
+from .summary import SUMMARY, keep_settings
 
 
 @dataclass(kw_only=True)
@@ -95,19 +92,21 @@ class Run:
 
     def resume(self, update: int) -> None:
         """Go back to the checkpoint of this update, or begin with 0."""
-        if self.accelerator.is_main_process:
-            remove_unfinished(self.folder)
-            write_text(self.folder / "config.yaml", settings_yaml(self.config))
-            (self.folder / SUMMARY).unlink(missing_ok=True)  # Of the run before it was made longer.
+        stamp = None
         if update > 0:
             state = load_checkpoint(self.folder, update, self.trained)
             self.seconds, self.steps.nonfinite = state["seconds"], Nonfinite(**state["nonfinite"])
+            stamp = state["journal"]
             self.accelerator.print(f"{self.folder}: going on after update {update}")
-        self.journal.rewind(update)
+        if self.accelerator.is_main_process:
+            keep_settings(self.folder, self.config)
+            (self.folder / SUMMARY).unlink(missing_ok=True)  # Of the run before it was made longer.
+        self.journal.rewind(update, stamp)
         self.accelerator.wait_for_everyone()
         # Last, so that none is lost where the one that is gone back to cannot be read.
         for later in remove_later(self.folder, update) if self.accelerator.is_main_process else ():
             self.accelerator.print(f"{self.folder}: checkpoint-{later} is removed, to be made again")
+        self._rotate()  # As a process that was killed between the two would have.
 
     def done(self, update: int) -> bool:
         """Whether this update was the last."""
@@ -143,10 +142,16 @@ class Run:
         return every > 0 and (update % every == 0 or update >= self.config.max_train_steps)
 
     def evaluate(self, update: int) -> None:
-        """Ask the exam, and draw the validation prompts, with the weights that would be exported now."""
+        """Ask the exam, and draw the validation prompts, with the weights that would be exported now.
+
+        Raises:
+            UserError: weights, or what is said with them, are not finite.
+        """
         if not self.config.validation_steps:
             return
-        with self.exported_weights(), whole_weights(self.network):
+        if update:  # Before, they are the base's.
+            self._check_weights(update)
+        with self._named(update), self.exported_weights(), whole_weights(self.network):
             answers = {role: self._ask(questions) for role, questions in self.exam.questions.items()}
             if self.config.validation_prompts and self.accelerator.is_main_process:
                 grid = self.folder / "samples" / f"update-{update:06d}.png"
@@ -174,11 +179,18 @@ class Run:
                 "record": dict(self.record),
                 "seconds": self.elapsed_seconds(),
                 "nonfinite": asdict(self.steps.nonfinite),
+                "journal": self.journal.stamp(),
             }
             save_checkpoint(self.folder, update, self.trained, state)
-        if self.accelerator.is_main_process:
-            rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, self.best_update())
+        self._rotate()
         self.accelerator.wait_for_everyone()
+
+    def _rotate(self) -> None:
+        if self.accelerator.is_main_process:
+            config = self.config
+            rotate_checkpoints(
+                self.folder, config.checkpoints_total_limit, config.checkpointing_steps, self.best_update()
+            )
 
     def converged(self) -> int | None:
         """The first evaluation, after one pass over the set, at which all trained examples asked were fitted."""
@@ -218,12 +230,24 @@ class Run:
         flags = [(~torch.isfinite(own_part(tensor))).any().float().to(self.accelerator.device) for tensor in tensors]
         if float(total(torch.stack(flags).sum(), self.trained.parameters.values())) == 0:
             return
+        raise UserError(f"{self.folder}: weights are not finite after update {update}; {self._way_back()}")
+
+    def _way_back(self) -> str:
         last = max(checkpoint_updates(self.folder), default=None)
         good = f"checkpoint-{last} is the last good one" if last is not None else "there is no checkpoint yet"
-        raise UserError(
-            f"{self.folder}: weights are not finite after update {update}; {good}; lower learning_rate, or use "
-            "mixed_precision bf16 or no"
-        )
+        return f"{good}; lower learning_rate, or use mixed_precision bf16 or no"
+
+    @contextmanager
+    def _named(self, update: int) -> Iterator[None]:
+        """What is not finite inside the block is of this run's weights after this update, and no base's."""
+        try:
+            yield
+        except NotFinite as error:
+            if update == 0:
+                raise
+            raise UserError(
+                f"{self.folder}: evaluation after update {update}: {error.found}; {self._way_back()}"
+            ) from error
 
     def _ask(self, questions: Sequence[Question]) -> pd.DataFrame:
         """Each process asks its share, and every process gets all answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -15,16 +16,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..files import file_hash, read_object
+from ..errors import UserError
+from ..files import file_hash, write_text
 from ..learner import Learner
+from ..manifests import FILES, changes, read_record, told
 from ..records import Example
-from ..settings import settings_dict
-from .checkpoints import check_same_run
+from ..settings import settings_dict, settings_yaml
 from .config import FinetuneConfig
 from .evaluations import Exam
 from .mixes import Mix
+from .resuming import check_same_run
 
 SUMMARY = "finetune.json"
+logger = logging.getLogger(__name__)
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
 
@@ -53,17 +57,35 @@ def run_record(
 def finished_summary(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of a run that is complete in `folder`; None where there is something left to do.
 
+    Of files that were altered since, the first is named; they are made again from the last checkpoint.
+
     Raises:
         UserError: the folder holds another run.
     """
     if not (folder / SUMMARY).is_file():
         return None
-    summary = read_object(folder / SUMMARY)
+    try:
+        summary = read_record(folder / SUMMARY)
+    except UserError as error:
+        logger.warning("%s; the run is finished again from its last checkpoint", error)
+        return None
     check_same_run(summary["record"], record, folder)
-    if not all((folder / path).exists() for path in summary.get("exports", {}).values()):
+    if changed := changes(folder, summary[FILES]):
+        logger.warning("%s; the run is finished again from its last checkpoint", told(folder, changed))
         return None
     more = record["max_train_steps"] > summary["record"]["max_train_steps"]
     return None if more and summary["stopping_reason"] == "budget" else summary
+
+
+def keep_settings(folder: Path, config: FinetuneConfig) -> None:
+    """Write `config.yaml`, with which the run can be begun again, where it is not there as it is to be."""
+    file, text = folder / "config.yaml", settings_yaml(config)
+    try:
+        there = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        there = None
+    if there != text:
+        write_text(file, text)
 
 
 def run_environment(device: torch.device) -> dict[str, str | None]:

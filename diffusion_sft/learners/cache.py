@@ -21,11 +21,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..files import file_hash, read_object, replaced, write_json
+from ..files import PARTIAL, file_hash, read_object, write_json
+from ..layouts import write_tensors
 from ..learner import TrainingItem
 
 MANIFEST = "manifest.json"
@@ -87,9 +87,8 @@ class TensorCache:
         file = self.file(key)
         if file is not None:
             try:
-                with replaced(file) as temporary:
-                    save_file(entry, temporary, metadata={"key": key, "sha256": _digest(entry)})
-            except (OSError, SafetensorError) as error:
+                write_tensors(file, entry, {"key": key, "sha256": _digest(entry)})
+            except OSError as error:
                 raise UserError(f"{file}: cannot be written ({error}); free some space or change cache_dir") from None
         self._keep(key, entry)
         return entry
@@ -213,8 +212,8 @@ def clear_cache(folder: Path) -> int:
     for inside in folder.iterdir():
         if not re.fullmatch(r"[0-9a-f]{2}", inside.name) or not inside.is_dir():
             continue
-        for half in inside.glob(".*"):
-            if re.fullmatch(rf"\.{KEY.pattern}\.safetensors\.\w+\.safetensors", half.name):
+        for half in inside.glob(f"{PARTIAL}*{SUFFIX}"):
+            if KEY.fullmatch(half.name.removeprefix(PARTIAL).split(".")[0]):
                 half.unlink()
         if not any(inside.iterdir()):
             inside.rmdir()

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import UserError
 from ..learner import NULL_CUE
+from ..parsing import first_line
 from .cache import TensorCache, content_key
 from .network import ROWS, ConditionedUNet, id_names, to_device
 
@@ -91,7 +92,9 @@ class TextConditioning:
             for start in range(0, len(distinct), CHECKED_CAPTIONS):
                 some = distinct[start : start + CHECKED_CAPTIONS]
                 lengths += [len(ids) for ids in tokenizer(some, truncation=False, verbose=False).input_ids]
-            cut = [f"{text!r} ({n} tokens)" for text, n in zip(distinct, lengths, strict=True) if n > limit]
+            cut = [
+                f"{_shortened(text)!r} ({n} tokens)" for text, n in zip(distinct, lengths, strict=True) if n > limit
+            ]
             if cut:
                 listed = ", ".join(cut[:5]) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
                 raise UserError(f"captions longer than the tokenizer's {limit} tokens: {listed}; shorten them")
@@ -170,6 +173,40 @@ def _rows(captions: Sequence[str], distinct: Sequence[str]) -> torch.Tensor:
     """The place of each caption among the distinct ones."""
     places = {caption: number for number, caption in enumerate(distinct)}
     return torch.tensor([places[caption] for caption in captions])
+
+
+def _shortened(caption: str) -> str:
+    return caption if len(caption) <= 80 else f"{caption[:77]}..."
+
+
+def check_tokenizers(pipeline: Any, place: object) -> None:
+    """Raise UserError where a tokenizer gives ids that its text encoder has no words for, or cannot be used at all.
+
+    Args:
+        place: where the pipeline came from, for the message.
+    """
+    for name in ("", "_2"):
+        encoder: Any = getattr(pipeline, f"text_encoder{name}", None)
+        if encoder is None:
+            continue
+        tokenizer = getattr(pipeline, f"tokenizer{name}")
+        words, rows = len(tokenizer), encoder.get_input_embeddings().num_embeddings
+        # Tables of embeddings are padded, to a multiple of 128 at the most.
+        if not rows - 128 < words <= rows:
+            raise UserError(
+                f"{place}: tokenizer{name} has {words} entries and text_encoder{name} embeddings for {rows}; they are of "
+                "different models"
+            )
+        try:
+            limit = _limit(tokenizer, encoder)
+            ids = [_tokenized([tokenizer], [limit], caption)[0] for caption in (NULL_CUE, "a photo")]
+        except Exception as error:  # tokenizers raises no other kind.
+            raise UserError(f"{place}: its tokenizer{name} cannot be used ({first_line(error)})") from error
+        if limit < 3 or any(len(row) != limit or not 0 <= int(row.min()) <= int(row.max()) < rows for row in ids):
+            raise UserError(
+                f"{place}: its tokenizer{name} gives no {limit} ids of the {rows} that text_encoder{name} knows; look at "
+                "model_max_length and the special tokens"
+            )
 
 
 def _limit(tokenizer: Any, encoder: Any) -> int:

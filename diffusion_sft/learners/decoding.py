@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import NotFinite
 from .prefixes import Batch, PrefixReader, batches
 
 
@@ -26,6 +27,8 @@ class Request:
     uniforms: np.ndarray
     """(num_samples, at least max_new_tokens) in [0, 1)."""
     greedy: bool = True
+    name: str = ""
+    """Of the example that is asked about, for errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,9 @@ def decode(
         requests: what to continue.
         stops: bool (vocabulary,): the tokens that end an answer.
         config: lengths, temperature and batches; the greedy answer is `generate(do_sample=False)`'s.
+
+    Raises:
+        NotFinite: logits among which no token is the likeliest; the first prompt is named.
     """
     found: list[Continuations | None] = [None] * len(requests)
     reader = PrefixReader(model)
@@ -119,7 +125,13 @@ class _Strands:
 
     def choose(self, logits: torch.Tensor, row: np.ndarray, step: int, config: DecodingConfig) -> np.ndarray:
         """The next token of each live strand, from the logits of the row that it stands on."""
-        tokens = logits.argmax(dim=1).cpu().numpy()[row]
+        highest, likeliest = logits.max(dim=1)
+        # NaN is the highest of all, so that one number of each row tells of all of its own.
+        finite = torch.isfinite(highest).cpu().numpy()[row]
+        if not finite.all():
+            request = self.requests[int(self.request[self._live[~finite][0]])]
+            raise NotFinite(f"{request.name or 'a prompt'}: the likelihoods of its next token are not finite")
+        tokens = likeliest.cpu().numpy()[row]
         sampled = ~self.is_greedy[self._live]
         if sampled.any():
             ids, cumulative = _sharpened(logits, config)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import NotFinite
 from ..learner import NULL_CUE, Query, Reading
 from ..numerics.noise import normals
 from ..numerics.quadrature import Levels, draw_levels, estimator_named
@@ -193,7 +193,7 @@ def _reading(plan: Plan, draws: Draws, num_dims: int, squared_norms: np.ndarray)
     noise_norm, squared_error, opinion = squared_norms.reshape(3, -1, len(plan.cues)).transpose(0, 2, 1)
     if not np.isfinite(squared_error).all():
         where = plan.query.example.id
-        raise UserError(f"{where}: the network's prediction is not finite; try dtype=bfloat16 or dtype=float32")
+        raise NotFinite(f"{where}: the network's prediction is not finite")
     rows = [plan.cues.index(cue) for cue in (NULL_CUE, *plan.query.cues)]
     levels = [plan.levels_of(row).at(draws.numbers) for row in rows]
     pairs = list(zip(levels, noise_norm[rows], strict=True))

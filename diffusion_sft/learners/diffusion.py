@@ -238,7 +238,7 @@ class DiffusionLearner(Learner):
                     width=self.resolution,
                     output_type="latent",
                 ).images
-                images += self._codec.decode(latents)
+                images += self._codec.decode(latents, [cue.prompt for cue in chunk])
                 bar.update(len(chunk))
         return images
 

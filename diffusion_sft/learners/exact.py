@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from ..answers import judge
 from ..errors import UserError
+from ..layouts import write_tensors
 from ..learner import (
     NULL_CUE,
     PIPELINE_LAYOUT,
@@ -174,7 +174,7 @@ class ExactLearner(Learner):
     def save(self, folder: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
         """Write the present means as safetensors, and the cues in their order."""
         tensors = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        (folder / "means.safetensors").write_bytes(save(tensors, metadata=dict(metadata) or None))
+        write_tensors(folder / "means.safetensors", tensors, metadata)
         (folder / "cues.json").write_text(json.dumps(list(self.network.numbers)) + "\n", encoding="utf-8")
 
     def save_single_file(self, file: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> None:

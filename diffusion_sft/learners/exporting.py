@@ -57,6 +57,7 @@ def save_full(loaded: LoadedPipeline, folder: Path, metadata: Mapping[str, str])
         _copy_parts(loaded, loaded.folder, folder)
     unet = getattr(loaded.pipeline.unet, "_orig_mod", loaded.pipeline.unet)
     unet.save_config(folder / "unet")
+    _without_place(folder / "unet")
     write_tensors(folder / "unet" / SAFETENSORS_WEIGHTS_NAME, _weights(unet), metadata)
 
 
@@ -91,6 +92,7 @@ def _write_parts(loaded: LoadedPipeline, folder: Path) -> None:
     """The parts of a single file by their own `save_pretrained`; the tokenizers from where they were read."""
     loaded.pipeline.save_pretrained(folder, safe_serialization=True)
     shutil.rmtree(folder / "unet")
+    _without_place(folder)
     for part in sorted(folder.iterdir()):
         if part.name.startswith("text_encoder"):
             complete_text_encoder(part)
@@ -98,6 +100,14 @@ def _write_parts(loaded: LoadedPipeline, folder: Path) -> None:
             shutil.rmtree(part)
             for file in setting_files(loaded.config_folder, part.name):
                 _copy(file, part / file.name, None)
+
+
+def _without_place(folder: Path) -> None:
+    """Take out of the settings that diffusers wrote where the base lies on this machine, which tells of its user."""
+    for file in folder.rglob("*.json"):
+        content = read_json(file)
+        if isinstance(content, dict) and "_name_or_path" in content:
+            write_json(file, {key: value for key, value in content.items() if key != "_name_or_path"})
 
 
 def _copy_parts(loaded: LoadedPipeline, base: Path, folder: Path) -> None:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from ..files import read_json, read_object
-from ..parsing import first_line
+from ..parsing import first_line, printable
+from .configurations import check_configurations, check_scheduler_settings
 
 Architecture = Literal["sd1", "sd2", "sdxl"]
 """sd1: OpenAI's CLIP (SD 1.x). sd2: OpenCLIP (SD 2.x). sdxl: both, with SDXL's size conditioning."""
@@ -24,6 +25,12 @@ Architecture = Literal["sd1", "sd2", "sdxl"]
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of weights that are Python pickles: reading one runs whatever program is in it."""
+HOW_TO_CONVERT = (
+    "pickled weights, which are never read as they may run programs; convert them once, where you trust them: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)"
+)
+_INTEGERS = ("position_ids", "num_batches_tracked")
+"""Ends of the names of tensors that are integers by right."""
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -48,19 +55,20 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the header of a safetensors file says: the shape of every tensor, and the writer's remarks."""
+    """What the header of a safetensors file says: shape and type of every tensor, and the writer's remarks."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
     metadata: Mapping[str, str]
 
 
-def check_folder(folder: Path, variant: str | None, *, weights: bool = True) -> Architecture:
+def check_folder(folder: Path, variant: str | None, *, checkpoint: Header | None = None) -> Architecture:
     """Which architecture a pipeline folder holds, everything in it present and whole.
 
     Args:
         folder: with `model_index.json`.
         variant: of the weight files.
-        weights: whether weight files are needed, or configurations and tokenizers do.
+        checkpoint: of the single file that all weights are in; None: they are in the folder.
 
     Raises:
         UserError: naming the file that is missing, broken or of another kind.
@@ -71,18 +79,20 @@ def check_folder(folder: Path, variant: str | None, *, weights: bool = True) -> 
     tokenizers = ["tokenizer", "tokenizer_2"] if architecture == "sdxl" else ["tokenizer"]
     for name in (*networks, *tokenizers):
         _check_class(folder, name, index.get(name))
+    for name in (*networks, *tokenizers, "scheduler"):
+        _refuse_pipes(folder / name)
     for name in networks:
         read_object(folder / name / "config.json")
     for name in tokenizers:
         check_tokenizer(folder / name)
-    read_object(folder / "scheduler" / "scheduler_config.json")
-    _check_denoiser(folder)
-    if weights:
-        files = {name: weight_files(folder, name, variant) for name in networks}
-        if variant and not any(_of_variant(file, variant) for own in files.values() for file in own):
-            raise UserError(f"{folder}: no weights of variant {variant} in it; leave variant out")
-        for file in (file for own in files.values() for file in own):
-            check_weights(file)
+    check_scheduler_settings(folder, index.get("scheduler"))
+    if checkpoint is not None:
+        check_configurations(folder, dict.fromkeys(networks, checkpoint.shapes))
+        return architecture
+    files = {name: weight_files(folder, name, variant) for name in networks}
+    if variant and not any(_of_variant(file, variant) for own in files.values() for file in own):
+        raise UserError(f"{folder}: no weights of variant {variant} in it; leave variant out")
+    check_configurations(folder, {name: _checked_shapes(own) for name, own in files.items()})
     return architecture
 
 
@@ -122,6 +132,13 @@ def check_weights(file: Path) -> None:
         header(file)
 
 
+def check_floats(file: Path, dtypes: Mapping[str, str]) -> None:
+    """Raise UserError for weights that are integers, as quantised ones are: they would be taken for what they are not."""
+    for name, dtype in dtypes.items():
+        if not dtype.startswith(("F", "BF")) and not name.endswith(_INTEGERS):
+            raise UserError(f"{file}: {name} is of type {dtype}; weights in floating point are needed")
+
+
 def header(file: Path) -> Header:
     """Read a safetensors file's header and hold it against the file's length.
 
@@ -140,24 +157,30 @@ def header(file: Path) -> Header:
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
-            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in names}
-            return Header(shapes=shapes, metadata=dict(content.metadata() or {}))
+            slices = {name: content.get_slice(name) for name in names}
+            shapes = {name: tuple(own.get_shape()) for name, own in slices.items()}
+            dtypes = {name: str(own.get_dtype()) for name, own in slices.items()}
+            return Header(shapes=shapes, dtypes=dtypes, metadata=dict(content.metadata() or {}))
     except SafetensorError as error:
         size = file.stat().st_size
+        # torch's archives, and bare pickles, which do not begin with the length of a header as safetensors do.
+        if start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and b"\0\0\0\0" not in start[:8]):
+            raise UserError(f"{file}: {HOW_TO_CONVERT}") from None
         raise UserError(
             f"{file}: not a whole safetensors file ({size:,} bytes: {first_line(error)}); fetch it again"
         ) from None
 
 
 def check_filled(files: Sequence[Path], names: Iterable[str]) -> None:
-    """Raise UserError where a component's files lack tensors that its network has.
+    """Raise UserError where a component's files lack tensors that its network has, or have others.
 
-    The libraries would start those from random numbers, with a warning that is easily missed.
+    The libraries would start the first from random numbers and leave the others out, with a warning easily missed.
 
     Args:
         files: the component's weight files, with an index if there is one.
         names: of the network's tensors.
     """
+    names = list(names)
     stored = {_canonical(name) for file in files if file.suffix != ".json" for name in header(file).shapes}
     missing = sorted(name for name in names if _canonical(name) not in stored)
     if missing:
@@ -167,13 +190,20 @@ def check_filled(files: Sequence[Path], names: Iterable[str]) -> None:
             f"{files[0]}: {len(missing)} of the network's tensors are not in it, for example {missing[0]}"
             f"{wrapped if known else ''}; they would be random"
         )
+    spare = sorted(stored - {_canonical(name) for name in names})
+    # Text encoders are cut out of larger models, and come with what is left of those.
+    if spare and files[0].parent.name in ("unet", "vae"):
+        raise UserError(
+            f"{files[0]}: {len(spare)} tensors in it have no place in the network of config.json, for example {spare[0]}; "
+            "it is of another network"
+        )
 
 
-def check_finite(files: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise UserError naming a loaded tensor of these files that holds a number that is none."""
+def check_finite(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError naming a tensor loaded from there that holds a number that is none."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{files[0].parent}: {name} holds NaN or infinite weights; fetch or train it again")
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{place}: {name} holds NaN or infinite weights; fetch or train it again")
 
 
 def _canonical(name: str) -> str:
@@ -190,7 +220,7 @@ def _architecture(folder: Path, index: Mapping[str, Any]) -> Architecture:
         raise UserError(f"{folder}: the SDXL refiner, which has no first text encoder; the SDXL base is needed")
     if kind not in _PIPELINES:
         known = "the text-to-image pipelines of Stable Diffusion 1.x, 2.x and SDXL are known"
-        raise UserError(f"{folder / 'model_index.json'}: a {kind}; {known}")
+        raise UserError(f"{folder / 'model_index.json'}: a {printable(str(kind)[:80])}; {known}")
     if kind == "StableDiffusionXLPipeline":
         return "sdxl"
     text = read_object(folder / "text_encoder" / "config.json")
@@ -205,7 +235,7 @@ def _named(entry: Any) -> str | None:
 def _check_class(folder: Path, name: str, entry: Any) -> None:
     if _named(entry) not in _CLASSES[name] or entry[0] not in ("diffusers", "transformers"):
         expected = " or ".join(_CLASSES[name])
-        found = "nothing" if _named(entry) is None else f"{entry[0]}.{entry[1]}"
+        found = "nothing" if _named(entry) is None else printable(f"{entry[0]}.{entry[1]}"[:80])
         raise UserError(f"{folder / 'model_index.json'}: {name} is {found}, not a {expected}")
 
 
@@ -230,15 +260,21 @@ def _refuse_pointer(file: Path, start: bytes) -> None:
         raise UserError(f"{file}: a Git-LFS pointer, not the file itself; run `git lfs pull` in its repository")
 
 
-def _check_denoiser(folder: Path) -> None:
-    """Text-to-image networks take latents alone, and as many channels as the VAE makes."""
-    config, vae = (read_object(folder / name / "config.json") for name in ("unet", "vae"))
-    taken, made = config.get("in_channels", 4), vae.get("latent_channels", 4)
-    if taken != made:
-        raise UserError(
-            f"{folder}: its UNet takes {taken} channels for {made} of latents (an inpainting, depth or editing "
-            "model?); a text-to-image one is needed"
-        )
+def _refuse_pipes(part: Path) -> None:
+    """What is neither file nor folder may be read for ever."""
+    for file in part.iterdir() if part.is_dir() else ():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UserError(f"{file}: no plain file; a pipeline consists of files")
+
+
+def _checked_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a component's files, all of which are floating point."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in (file for file in files if file.suffix != ".json"):
+        content = header(file)
+        check_floats(file, content.dtypes)
+        shapes |= content.shapes
+    return shapes
 
 
 def _shards(index: Path) -> list[Path]:
@@ -264,8 +300,5 @@ def _what_is_there(part: Path, variant: str | None) -> str:
         wanted = f"none of variant {variant}" if variant else "a variant"
         return f"{part}: {wanted} ({', '.join(others[:3])}); give variant as in the file's name, for example fp16"
     if pickled := [name for name in names if name.endswith(PICKLED)]:
-        return (
-            f"{part / pickled[0]}: pickled weights, which are never read as they may run programs; convert them to "
-            "safetensors"
-        )
+        return f"{part / pickled[0]}: {HOW_TO_CONVERT}"
     return f"{part}: no weights in it (*.safetensors); fetch the whole folder again"

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import NotFinite
 from ..learner import Query, Reconstruction
 from ..numerics.gaussianity import gaussianity
 from ..systems import Inversion
@@ -56,7 +56,7 @@ def invert(
 def _inversion(query: Query, noise: torch.Tensor, residual: float) -> Inversion:
     example = query.example
     if not (torch.isfinite(noise).all() and residual < float("inf")):
-        raise UserError(f"{example.id}: its inversion is not finite; try dtype=bfloat16 or dtype=float32")
+        raise NotFinite(f"{example.id}: its inversion is not finite")
     return Inversion(
         concept=example.concept, example_id=example.id, residual=residual, gaussianity=gaussianity(noise.numpy())
     )

@@ -270,11 +270,11 @@ class LanguageLearner(Learner):
     ) -> list[list[str]]:
         """The greedy text of each question, where wanted, then one for each of its rows of uniform numbers."""
         requests = []
-        for question, own in zip(questions, uniforms, strict=True):
-            prompt = self.prompts.prompt(question.example, question.example.caption, question.rendering)
+        for question, example, own in zip(questions, [q.example for q in questions], uniforms, strict=True):
+            prompt = self.prompts.prompt(example, example.caption, question.rendering)
             ids = self.vocabulary.prompt(prompt.text)
-            self.check_length(question.example, len(ids) + self.max_answer_tokens)
-            requests.append(Request(prompt=ids, group=prompt.group, uniforms=own, greedy=greedy))
+            self.check_length(example, len(ids) + self.max_answer_tokens)
+            requests.append(Request(prompt=ids, group=prompt.group, uniforms=own, greedy=greedy, name=example.id))
         config = DecodingConfig(max_new_tokens=self.max_answer_tokens, batch_size=batch_size, **sampling)
         with evaluating(self.model):
             found = decode(self.model, requests, self.vocabulary.stops, config)

@@ -19,8 +19,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..concepts.images import load_image
-from ..errors import UserError
+from ..errors import NotFinite, UserError
 from ..files import file_hash
+from ..parsing import few
 from .cache import TensorCache, content_key
 from .conditioning import Framing, Size
 
@@ -77,21 +78,25 @@ class LatentCodec:
             entries[key] = self._cache.put(key, self._encode(fit))
         return [_fitted(entries[key], fit) for key, fit in zip(keys, fits, strict=True)]
 
-    def decode(self, latents: torch.Tensor) -> list[np.ndarray]:
+    def decode(self, latents: torch.Tensor, names: Sequence[str] = ()) -> list[np.ndarray]:
         """Images of each row of latents, uint8 (height, width, 3). On a CPU one at a time, so that no company changes
         a bit; elsewhere as many at once as DECODED_PIXELS says, and brought to the host together.
 
+        Args:
+            names: of the rows, for errors: their prompts.
+
         Raises:
-            UserError: latents that are not finite.
+            NotFinite: latents or pixels that are no numbers, which would be shown as black pictures.
         """
-        if not bool(torch.isfinite(latents).all()):
-            raise UserError("generated latents are not finite; try dtype=bfloat16 or dtype=float32")
-        images = []
+        _check_rows(latents, "latents", names)
+        images, finite = [], []
         for rows in latents.float().split(self._decoded_at_once(latents)):
             with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
                 pixels = self.vae.decode(self._unscaled(rows), return_dict=False)[0]
+            finite.append(_finite_rows(pixels))
             shown = self.processor.postprocess(pixels, output_type="pt").permute(0, 2, 3, 1)
             images.append((shown * 255).round().to(torch.uint8))
+        _check_rows(torch.cat(finite), "pixels", names)
         return list(torch.cat(images).contiguous().cpu().numpy())
 
     def _decoded_at_once(self, latents: torch.Tensor) -> int:
@@ -152,7 +157,7 @@ class LatentCodec:
         before, content = self._hashes.get(str(path), ((), ""))
         if before != now:
             read_at, content = time.time_ns(), file_hash(path)
-            if read_at - state.st_ctime_ns >= SETTLED_NS:
+            if abs(read_at - state.st_ctime_ns) >= SETTLED_NS:
                 self._hashes[str(path)] = now, content
         return content
 
@@ -161,6 +166,21 @@ def _fitted(entry: Mapping[str, torch.Tensor], fit: Fit) -> FittedLatents:
     (top, left), (height, width) = entry["crop"].tolist(), entry["original_size"].tolist()
     framing = Framing(original_size=(height, width), crop=(top, left), target_size=fit.size)
     return FittedLatents(latents=entry["latents"], framing=framing)
+
+
+def _finite_rows(values: torch.Tensor) -> torch.Tensor:
+    """Whether all numbers of each row are finite, bool (num_rows,)."""
+    return torch.isfinite(values).flatten(1).all(dim=1)
+
+
+def _check_rows(values: torch.Tensor, what: str, names: Sequence[str]) -> None:
+    """Raise NotFinite for rows of numbers, or of truths about them, that are not finite."""
+    finite = values if values.dtype == torch.bool else _finite_rows(values)
+    bad = (~finite).nonzero().flatten().tolist()
+    if bad:
+        told = ": " + few([repr(names[place]) for place in bad]) if names else ""
+        advice = "try dtype=bfloat16 or dtype=float32" if what == "latents" else "the VAE's weights may be damaged"
+        raise NotFinite(f"generated {what} are not finite ({len(bad)} of {len(finite)}{told})", advice)
 
 
 def crop_offsets(original: Size, target: Size) -> Size:

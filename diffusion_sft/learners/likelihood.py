@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import NotFinite
 from .prefixes import PrefixReader, batches
 
 
@@ -25,7 +25,7 @@ class Continued:
 def finite(rows: list[list[np.ndarray]], where: str) -> list[list[np.ndarray]]:
     """The same rows; UserError naming the example where a likelihood under one of the cues is not finite."""
     if not all(np.isfinite(nats).all() for own in rows for nats in own):
-        raise UserError(f"{where}: its answer's likelihood is not finite; try dtype=bfloat16 or dtype=float32")
+        raise NotFinite(f"{where}: its answer's likelihood is not finite")
     return rows
 
 

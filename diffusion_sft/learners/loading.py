@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from ..errors import UserError
 from ..files import file_hash, user_path
 from ..parsing import first_line
+from .conditioning import check_tokenizers
 from .inspection import PICKLED, Architecture, check_filled, check_finite, check_folder, weight_files
 from .lora import load_lora
 from .noise_schedules import check_scheduler, schedule_of
@@ -114,6 +115,7 @@ def load_pipeline(
         architecture = check_folder(folder, variant)
         pipeline = _from_folder(folder, architecture, variant, dtype)
     check_scheduler(pipeline.scheduler, folder or path)
+    check_tokenizers(pipeline, folder or path)
     pipeline.set_progress_bar_config(disable=True)
     for part in _networks(pipeline):
         getattr(pipeline, part).eval()
@@ -184,12 +186,12 @@ def _from_folder(folder: Path, architecture: Architecture, variant: str | None, 
         pipeline: Pipeline = kind.from_pretrained(
             folder, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True, **unused
         )
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a {kind.__name__} ({first_line(error)})") from error
+    except Exception as error:  # Whatever four libraries make of a stranger's files; tokenizers raises no other kind.
+        raise UserError(f"{folder}: cannot be loaded as a {kind.__name__} ({first_line(error)[:300]})") from error
     for part in _networks(pipeline):
         files, tensors = weight_files(folder, part, variant), getattr(pipeline, part).state_dict()
         check_filled(files, tensors)
-        check_finite(files, tensors)
+        check_finite(files[0].parent, tensors)
     return pipeline
 
 

@@ -8,6 +8,7 @@ layers are adapted too. Here every tensor of a file finds its module, or the fil
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from torch import nn
 from ..errors import UserError
 from ..layouts import PREFIX, prefixed
 from ..parsing import first_line
-from .inspection import PICKLED, header
+from .inspection import HOW_TO_CONVERT, PICKLED, check_finite, check_floats, header
 from .original import unet_names
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -47,6 +48,8 @@ _KINDS = {
 """How a module's tensors are called: by kohya's trainer, by peft, and by diffusers since 0.17."""
 _OLD = re.compile(r"(.+?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight")
 """Names of diffusers before 0.17."""
+_PATTERN = re.compile(r"\^?(\w|-|\\?\.)+\$?")
+"""Paths of modules and ends of such: all that peft's regular expressions are used for, and none that never ends."""
 _ADAPTER = "default_0"
 """The name that diffusers' loader gives the first adapter."""
 
@@ -75,11 +78,13 @@ def load_lora(pipeline: Any, lora: Path) -> None:
     if not file.is_file():
         raise UserError(f"{file}: no such LoRA file")
     if file.suffix in PICKLED:
-        raise UserError(f"{file}: pickled weights, which are never read as they may run programs; convert them")
+        raise UserError(f"{file}: {HOW_TO_CONVERT}")
     head = header(file)
     if not any("lora" in name for name in head.shapes):
         raise UserError(f"{file}: no LoRA weights in it")
+    check_floats(file, head.dtypes)
     tensors = load_file(file)
+    check_finite(file, tensors)
     kohya = all(name.startswith(_KOHYA) for name in tensors)
     adapters = _of_kohya(pipeline, file, tensors) if kohya else _of_diffusers(pipeline, file, tensors, head.metadata)
     for part, adapter in adapters.items():
@@ -111,11 +116,15 @@ def _of_diffusers(
 ) -> dict[str, _Adapter]:
     """Paths behind the name of the part (none: the UNet); alphas from the metadata, by default the rank."""
     try:
-        settings: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: lora_adapter_metadata in its header is not valid JSON ({error})") from None
+        settings: Any = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: lora_adapter_metadata in its header is not valid JSON ({first_line(error)})"
+        ) from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: lora_adapter_metadata in its header is no object, but {type(settings).__name__}")
     adapters = {
-        part: _Adapter(alpha=_stated_alpha(settings, part), use_rslora=bool(settings.get(f"{part}.use_rslora")))
+        part: _Adapter(alpha=_stated_alpha(file, settings, part), use_rslora=bool(settings.get(f"{part}.use_rslora")))
         for part in _parts(pipeline)
     }
     for key, tensor in tensors.items():
@@ -143,8 +152,13 @@ def _path_and_kind(name: str, part: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _stated_alpha(settings: Mapping[str, Any], part: str) -> Callable[[str, int], float]:
+def _stated_alpha(file: Path, settings: Mapping[str, Any], part: str) -> Callable[[str, int], float]:
     patterns, general = settings.get(f"{part}.alpha_pattern") or {}, settings.get(f"{part}.lora_alpha")
+    if not isinstance(patterns, dict) or not all(_PATTERN.fullmatch(pattern) for pattern in patterns):
+        raise UserError(f"{file}: {part}.alpha_pattern in its header must give alphas to names of modules")
+    for value in (general, *patterns.values()):
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise UserError(f"{file}: an alpha of {part} in its header is {str(value)[:40]!r}, not a number")
 
     def alpha(path: str, rank: int) -> float:
         value = patterns.get(get_pattern_key(patterns.keys(), path), general)
@@ -180,6 +194,8 @@ def _check_shapes(file: Path, network: nn.Module, adapter: _Adapter) -> None:
             raise UserError(f"{file}: {path} is no module of this pipeline; LoRA weights of another architecture?")
         if missing := {"down", "up"} - set(tensors):
             raise UserError(f"{file}: {path} has no {missing.pop()} matrix; the file is not whole")
+        if not tensors["down"].ndim or not len(tensors["down"]):
+            raise UserError(f"{file}: {path}: down has shape {tuple(tensors['down'].shape)}, which has no rank")
         shape, rank = known[path].weight.shape, len(tensors["down"])  # type: ignore[union-attr]
         expected = {"down": (rank, *shape[1:]), "up": (shape[0], rank), "magnitude": (shape[0],), "alpha": ()}
         for kind, tensor in tensors.items():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import NotFinite
 from ..learner import Question
 from ..numerics.descent import Descent, Evaluation, descend
 from ..numerics.minima import num_distinct
@@ -167,7 +167,7 @@ def _solve(learner: DiffusionLearner, questions: Sequence[Question], search: _Se
         learning_rate=search.learning_rate,
     )
     if not np.isfinite([named, *(one.residual for one in found)]).all():
-        raise UserError(f"{first.concept}: a residual is not finite; try dtype=bfloat16 or dtype=float32")
+        raise NotFinite(f"{first.concept}: a residual is not finite")
     again = fresh.residuals(torch.stack([one.solution for one in found]))
     best = min(found, key=lambda one: one.residual)
     values = _singular_values(system, best.solution, search, identity_seed(search.seed, first.concept, "probes"))

@@ -22,7 +22,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import NotFinite, UserError
 from ..learner import NULL_CUE, Query, Reconstruction
 from ..numerics.noise import normals
 from ..numerics.schedule import Schedule
@@ -140,5 +140,5 @@ def _noise_seed(query: Query, draw: int, draws: Draws) -> int:
 
 def _finite(errors: np.ndarray, query: Query) -> np.ndarray:
     if not np.isfinite(errors).all():
-        raise UserError(f"{query.example.id}: its reconstruction is not finite; try dtype=bfloat16 or dtype=float32")
+        raise NotFinite(f"{query.example.id}: its reconstruction is not finite")
     return errors

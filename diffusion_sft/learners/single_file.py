@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import snapshot_download
 
 from ..errors import UserError
 from ..files import user_path
 from ..parsing import first_line
-from .inspection import LFS_POINTER, PICKLED, Architecture, Header, check_folder, header
+from .inspection import HOW_TO_CONVERT, LFS_POINTER, PICKLED, Architecture, Header, check_floats, check_folder, header
 from .noise_schedules import knows_rescaling
 
 PUBLISHED: dict[Architecture, str] = {
@@ -31,6 +30,7 @@ PUBLISHED: dict[Architecture, str] = {
 }
 """Where configurations and tokenizers are fetched from (a few megabytes) unless `single_file_config` is given."""
 _UNET_START = "model.diffusion_model.input_blocks.0.0.weight"
+_NETWORKS = ("model.diffusion_model.", "cond_stage_model.", "conditioner.embedders.", "first_stage_model.")
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction", "sample": "sample"}
 """Values of `modelspec.prediction_type`."""
 
@@ -54,7 +54,7 @@ def load_single_file(file: Path, config: str | None, dtype: torch.dtype) -> Sing
     content = _checked_header(file)
     architecture = architecture_of(file, content)
     folder = _config_folder(file, architecture, config)
-    found = check_folder(folder, None, weights=False)
+    found = check_folder(folder, None, checkpoint=content)
     if found != architecture:
         raise UserError(f"{file}: a checkpoint of {architecture}, but single_file_config {folder} is of {found}")
     kind = StableDiffusionXLPipeline if architecture == "sdxl" else StableDiffusionPipeline
@@ -62,16 +62,8 @@ def load_single_file(file: Path, config: str | None, dtype: torch.dtype) -> Sing
     unused |= {"add_watermarker": False} if architecture == "sdxl" else {"safety_checker": None}
     try:
         pipeline = kind.from_single_file(str(file), config=str(folder), dtype=dtype, local_files_only=True, **unused)
-    except (
-        SingleFileComponentError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
-        raise UserError(f"{file}: does not fit the configurations of {folder} ({first_line(error)})") from error
+    except Exception as error:  # Whatever four libraries make of a stranger's files; tokenizers raises no other kind.
+        raise UserError(f"{file}: does not fit the configurations of {folder} ({first_line(error)[:300]})") from error
     _check_whole(file, pipeline)
     origin = _set_prediction(pipeline, content) or str(folder)
     predicted = pipeline.scheduler.config.prediction_type
@@ -94,6 +86,8 @@ def architecture_of(file: Path, content: Header) -> Architecture:
     if _UNET_START not in names:
         known = "a whole checkpoint of Stable Diffusion 1.x, 2.x or SDXL in the original layout is needed"
         raise UserError(f"{file}: no {_UNET_START} in it; {known}")
+    if len(names[_UNET_START]) != 4:
+        raise UserError(f"{file}: {_UNET_START} has shape {names[_UNET_START]}, which is no UNet's first convolution")
     if (taken := names[_UNET_START][1]) != 4:
         raise UserError(
             f"{file}: its UNet takes {taken} channels for 4 of latents (an inpainting, depth or editing model?); a "
@@ -121,10 +115,14 @@ def _checked_header(file: Path) -> Header:
     with file.open("rb") as stream:
         pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
     if not pointer and file.suffix.lower() in PICKLED:
-        raise UserError(
-            f"{file}: a pickled checkpoint, which is never read as it may run programs; convert it to .safetensors"
-        )
-    return header(file)
+        raise UserError(f"{file}: {HOW_TO_CONVERT}")
+    content = header(file)
+    # By the ending alone diffusers tells how to read it.
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: the name of a checkpoint must end with .safetensors; rename it")
+    # Counts of updates and the like may stand beside the networks.
+    check_floats(file, {name: dtype for name, dtype in content.dtypes.items() if name.startswith(_NETWORKS)})
+    return content
 
 
 def _config_folder(file: Path, architecture: Architecture, config: str | None) -> Path:

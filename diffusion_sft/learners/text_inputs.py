@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import NotFinite, UserError
 from ..learner import Question
 from ..numerics.descent import Descent, Evaluation, descend
 from ..numerics.minima import num_distinct
@@ -228,7 +228,7 @@ def _solve(reader: BlankReader, tasks: Sequence[_Task], search: _Search, kind: s
     grouped = [found[number * count : (number + 1) * count] for number in range(len(tasks))]
     for task, own in zip(tasks, grouped, strict=True):
         if not np.isfinite([one.residual for one in own]).all():
-            raise UserError(f"{task.question.example.id}: a residual is not finite; try dtype=float32")
+            raise NotFinite(f"{task.question.example.id}: a residual is not finite", "try dtype=float32")
     best = torch.stack([min(own, key=lambda one: one.residual).solution for own in grouped])
     jacobians = batch.jacobians(best)
     return [

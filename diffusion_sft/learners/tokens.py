@@ -9,6 +9,7 @@ from transformers import CLIPTokenizer
 
 from ..errors import UserError
 from ..files import user_path
+from ..parsing import first_line
 from .inspection import check_tokenizer
 
 
@@ -27,6 +28,6 @@ def token_counter(base: str, revision: str | None) -> Callable[[str], int]:
         check_tokenizer(Path(where) / "tokenizer")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", revision=revision or "main")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{base}: no tokenizer to be had from it ({str(error).strip().splitlines()[0]})") from error
+    except Exception as error:  # tokenizers raises no other kind.
+        raise UserError(f"{base}: no tokenizer to be had from it ({first_line(error)})") from error
     return lambda caption: len(tokenizer(caption, truncation=False, verbose=False).input_ids)

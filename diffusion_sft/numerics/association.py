@@ -32,8 +32,13 @@ def cramers_v(table: np.ndarray) -> float:
 
     Args:
         table: counts, (r, c).
+
+    Raises:
+        ValueError: an entry that is no count.
     """
     counts = np.asarray(table, dtype=np.float64)
+    if not (np.isfinite(counts) & (counts >= 0)).all():
+        raise ValueError("a contingency table holds counts alone")
     counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
     smaller = min(counts.shape)
     if smaller < 2:

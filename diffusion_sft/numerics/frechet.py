@@ -22,6 +22,8 @@ from .resampling import Rows, split_halves, subsample
 
 MAX_GRAM_ROWS = 8192
 """Above this many rows (512 MiB of inner products) distances are taken from the features instead."""
+LARGEST = 1e50
+"""Cubes of inner products and their sums stay below float64's end (1.8e308); features are float32, which ends at 3e38."""
 INFINITY_ROWS_PER_DIM = 2.5
 """Below this many rows per dimension the distance is not yet linear in 1/n, and cannot be extrapolated."""
 
@@ -167,12 +169,14 @@ def principal_directions(features: np.ndarray, num_directions: int) -> np.ndarra
 
 
 def checked_features(features: np.ndarray) -> np.ndarray:
-    """Features as finite float64 (n, d) with n of at least 2; ValueError otherwise."""
+    """Features as finite float64 (n, d), n of at least 2, no number beyond `LARGEST`; ValueError otherwise."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"expected at least two rows of features, not an array of shape {features.shape}")
     if not np.isfinite(features).all():
         raise ValueError("the features hold a value that is not finite")
+    if features.size and max(features.max(), -features.min()) > LARGEST:
+        raise ValueError(f"the features hold a value beyond {LARGEST:g}, whose products leave the range of float64")
     return features
 
 

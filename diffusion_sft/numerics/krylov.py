@@ -9,7 +9,7 @@ orthogonal too (one-sided reorthogonalisation; Simon & Zha, 2000). With reorthog
 columns, the case of a network's weights, there are five vectors of num_columns numbers at a time (v, the new product,
 and LSMR's δ, h and h̄) and four of num_rows beside the k that are kept (the new product, the residual, J h and J h̄).
 
-Products must be new memory, which is written over here.
+Products must be new memory, which is written over here. A product that is not finite ends the solve where it stood.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .linear_map import LinearMap, Transposed
+from .linear_map import LinearMap
 
-Stopped = Literal["tolerance", "budget", "exhausted"]
+Stopped = Literal["tolerance", "budget", "exhausted", "not finite"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,8 @@ class KrylovSolution:
     num_steps: int
     """k: products with J."""
     stopped: Stopped
-    """tolerance: as small as was asked for. budget: num_steps. exhausted: another step could change nothing."""
+    """tolerance: as small as was asked for. budget: num_steps. exhausted: another step could change nothing. not finite: a
+    product with J or Jᵀ was no number; what is told is what was known before it."""
     kept: Mapping[int, torch.Tensor]
     """δ_i of the steps that were to be kept; the last one in the place of those that were not reached."""
     kept_residuals: Mapping[int, torch.Tensor]
@@ -82,19 +83,29 @@ def least_squares(
         tolerance: end where ‖r − J δ‖ is at most this share of ‖r‖, or ‖Jᵀ(r − J δ) − damping² δ‖ at most this share
             of ‖J‖ times the residual.
         keep: after which steps δ is to be had beside the last one; each costs a copy.
+
+    Raises:
+        ValueError: no steps, or a right side of another length or with a number that is not finite.
     """
     if num_steps < 1 or rhs.shape != (map.num_rows,):
         raise ValueError(f"num_steps={num_steps} for {map.num_rows} rows and a right side of {tuple(rhs.shape)}")
+    if not bool(torch.isfinite(rhs).all()):
+        raise ValueError("a right side that is not finite")
     chain = _Bidiagonalisation(map, rhs, reorthogonalise)
     lsmr = _Lsmr(chain, rhs, map.num_columns, damping, sorted(keep))
-    stopped: Stopped | None = None if chain.goes_on else "tolerance" if chain.betas[0] == 0 else "exhausted"
+    stopped: Stopped | None = None
+    if chain.end is not None:
+        stopped = "tolerance" if chain.betas[0] == 0 else chain.end
     while stopped is None:
         image = map.jvp(chain.v)
         lsmr.see(image)
         chain.forward(image)
+        if chain.end == "not finite":
+            stopped = chain.end
+            break
         lsmr.advance(chain)
-        if not chain.goes_on:
-            stopped = "exhausted"
+        if chain.end is not None:
+            stopped = chain.end
         elif lsmr.small_enough(tolerance):
             stopped = "tolerance"
         elif len(chain.alphas) > num_steps:
@@ -102,12 +113,13 @@ def least_squares(
     return lsmr.solution(chain, stopped)
 
 
-def project_out(known: LinearMap, vector: torch.Tensor, *, num_steps: int) -> torch.Tensor:
-    """P_K^⊥ g: what is left of g, (num_columns,), without its part in the span of J_K's rows.
-
-    The residual of min ‖g − J_Kᵀ w‖ after `num_steps` steps; exact where these are as many as J_K's rank.
-    """
-    return least_squares(Transposed(known), vector, num_steps=num_steps).residual
+def length(vector: torch.Tensor) -> float:
+    """‖v‖, also where the squares of float32 numbers leave float32's range; not finite where a number of v is not."""
+    norm, numbers = float(vector.norm()), torch.finfo(vector.dtype)
+    if math.sqrt(numbers.tiny / numbers.eps) < norm < math.inf:
+        return norm
+    peak = float(vector.abs().max()) if len(vector) else 0.0
+    return peak * float((vector / peak).norm()) if 0 < peak < math.inf else peak
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
@@ -147,9 +159,11 @@ class _Bidiagonalisation:
         self._squares = 0.0
         self.alphas: list[float] = []
         self.betas: list[float] = []
-        self.u, self.goes_on = self._unit(rhs.clone(), self.betas, self._keeps_rows)
-        if self.goes_on:
-            self.v, self.goes_on = self._unit(map.vjp(self.u), self.alphas, self._keeps_columns)
+        self.end: Literal["exhausted", "not finite"] | None = None
+        """Why there is no further step, if there is none."""
+        self.u = self._unit(rhs.clone(), self.betas, self._keeps_rows)
+        if self.end is None:
+            self.v = self._unit(map.vjp(self.u), self.alphas, self._keeps_columns)
 
     @property
     def norm(self) -> float:
@@ -159,31 +173,35 @@ class _Bidiagonalisation:
     def forward(self, image: torch.Tensor) -> None:
         """Take one step, with J v, which is used up."""
         image.add_(self.u, alpha=-self.alphas[-1])
-        self.u, self.goes_on = self._unit(image, self.betas, self._keeps_rows)
-        if self.goes_on:
+        self.u = self._unit(image, self.betas, self._keeps_rows)
+        if self.end is None:
             product = self.map.vjp(self.u).add_(self.v, alpha=-self.betas[-1])
-            self.v, self.goes_on = self._unit(product, self.alphas, self._keeps_columns)
-        else:
+            self.v = self._unit(product, self.alphas, self._keeps_columns)
+        elif self.end == "exhausted":
             self.alphas.append(0.0)
 
-    def _unit(self, vector: torch.Tensor, norms: list[float], kept: bool) -> tuple[torch.Tensor, bool]:
-        """The vector's direction and whether it has one; its norm is appended, 0 for what is only rounding."""
+    def _unit(self, vector: torch.Tensor, norms: list[float], kept: bool) -> torch.Tensor:
+        """The vector's direction; its norm is appended, 0 for what is only rounding. Sets `end` where it has none."""
         if kept:
             for _ in range(2):  # Once leaves what cancels; twice is enough (Parlett, 1980).
                 for other in self._basis:
                     vector.sub_(other, alpha=float(torch.dot(other, vector)))
-        norm = float(vector.norm())
+        norm = length(vector)
+        if not math.isfinite(norm):
+            self.end = "not finite"
+            return vector
         first = norms is self.betas and not norms
         if norm <= (0.0 if first else self._rounding * self.norm):
             norms.append(0.0)
-            return vector, False
+            self.end = "exhausted"
+            return vector
         if not first:
             self._squares += norm**2
         norms.append(norm)
         vector.div_(norm)
         if kept:
             self._basis.append(vector)
-        return vector, True
+        return vector
 
     def matrix(self, num_steps: int) -> np.ndarray:
         """B_k, (k + 1, k)."""
@@ -240,10 +258,10 @@ class _Lsmr:
         self._damping, self._keep = damping, keep
         self._delta = torch.zeros(num_columns, dtype=rhs.dtype, device=rhs.device)
         self._residual = rhs.clone()
-        self._norms = [(float(rhs.norm()), 0.0)]
+        self._norms = [(length(rhs), 0.0)]
         self._kept = {step: (self._delta.clone(), rhs.clone()) for step in keep if step == 0}
         self._chain = chain
-        if chain.goes_on:
+        if chain.end is None:
             self._scalars = _Rotations(alphabar=chain.alphas[0], zetabar=chain.alphas[0] * chain.betas[0])
             self._h, self._image_of_h = chain.v.clone(), torch.zeros_like(rhs)
             self._hbar, self._image_of_hbar = torch.zeros_like(self._delta), torch.zeros_like(rhs)
@@ -261,11 +279,11 @@ class _Lsmr:
         step = scalars.zeta / (scalars.rho * scalars.rhobar)
         self._delta.add_(self._hbar, alpha=step)
         self._residual.sub_(self._image_of_hbar, alpha=step)
-        self._norms.append((float(self._residual.norm()), float(self._delta.norm())))
+        self._norms.append((length(self._residual), length(self._delta)))
         count = len(self._norms) - 1
         if count in self._keep:
             self._kept[count] = (self._delta.clone(), self._residual.clone())
-        if chain.goes_on:
+        if chain.end is None:
             self._h.mul_(-scalars.ahead).add_(chain.v)
             self._image_of_h.mul_(-scalars.ahead)
 

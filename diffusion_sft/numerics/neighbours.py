@@ -29,8 +29,14 @@ NEIGHBOUR_METRICS = ("precision", "recall", "density", "coverage")
 
 
 def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """|x - y|² for all pairs of rows of (n, d) and (m, d), float64; what is within rounding of 0 is 0."""
+    """|x - y|² for all pairs of rows of (n, d) and (m, d), float64; what is within rounding of 0 is 0.
+
+    Raises:
+        ValueError: a value that is not finite, of which no neighbour could be told.
+    """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("the features hold a value that is not finite")
     origin = first.mean(axis=0)
     first, second = first - origin, second - origin
     norms = np.einsum("id,id->i", first, first)[:, None] + np.einsum("id,id->i", second, second)

@@ -13,6 +13,7 @@ error. A bootstrap with replacement would put equal rows into the sample, a seco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,10 @@ class Replicates:
 
     @property
     def standard_error(self) -> float:
-        """The delete-group jackknife's standard error."""
+        """The delete-group jackknife's standard error; NaN for fewer than two groups, which show no spread."""
         num_groups = len(self.leave_outs)
+        if num_groups < 2:
+            return math.nan
         spread = np.sum((self.leave_outs - self.leave_outs.mean()) ** 2)
         return float(np.sqrt((num_groups - 1) / num_groups * spread))
 
@@ -90,7 +93,13 @@ def without(groups: Sequence[Rows], left_out: int) -> Rows:
 
 
 def replicate(statistic: Callable[[Rows], float], groups: Sequence[Rows]) -> Replicates:
-    """Evaluate a statistic on all slots, then without each group in turn."""
+    """Evaluate a statistic on all slots, then without each group in turn.
+
+    Raises:
+        ValueError: fewer than two groups: nothing would be left without one.
+    """
+    if len(groups) < 2:
+        raise ValueError(f"leaving groups out needs at least two of them, not {len(groups)}")
     return Replicates(
         value=statistic(np.sort(np.concatenate(groups))),
         leave_outs=np.array([statistic(without(groups, number)) for number in range(len(groups))]),

@@ -1,6 +1,7 @@
 """How sure is a number? Intervals and agreement, thin over scipy.
 
-Every interval is two-sided at `confidence`; its ends are NaN where the data cannot give one.
+Every interval is two-sided at `confidence`; its ends are NaN where the data cannot give one. A value that is NaN makes
+what is computed from it NaN, or is refused: none is ever left out. A mean of infinite values has no interval.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def student_mean(values: np.ndarray, confidence: float = 0.95) -> Interval:
     The ends are NaN for one value, and where all are equal: values that happen to agree do not show their spread.
     """
     values = np.asarray(values, dtype=np.float64)
-    mean = float(values.mean()) if len(values) else math.nan
-    spread = float(values.std(ddof=1)) if len(values) > 1 and np.ptp(values) > 0 else math.nan
+    mean = _mean(values)
+    spread = float(values.std(ddof=1)) if math.isfinite(mean) and values.min() < values.max() else math.nan
     reach = (
         float(stats.t.ppf((1 + confidence) / 2, max(len(values) - 1, 1))) * spread / math.sqrt(max(len(values), 1))
     )
@@ -59,14 +60,21 @@ def bootstrap_mean(
     """
     values = np.asarray(values, dtype=np.float64)
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    mean = float(values.mean())
-    if len(names) < 2:
+    mean = _mean(values)
+    if len(names) < 2 or not math.isfinite(mean):
         return Interval(value=mean, low=math.nan, high=math.nan)
     sums, counts = np.bincount(group_of, weights=values), np.bincount(group_of)
     drawn = np.random.default_rng(seed).integers(0, len(names), (num_bootstrap, len(names)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value=mean, low=float(low), high=float(high))
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean, of +∞ and −∞ together and of nothing NaN."""
+    if not len(values) or (np.isposinf(values).any() and np.isneginf(values).any()):
+        return math.nan
+    return float(values.mean())
 
 
 def standard_error_of_mean(values: np.ndarray, standard_errors: np.ndarray) -> np.ndarray:
@@ -78,7 +86,11 @@ def standard_error_of_mean(values: np.ndarray, standard_errors: np.ndarray) -> n
     Args:
         values: (n, num_columns).
         standard_errors: each value's own standard error, same shape.
+
+    Raises:
+        ValueError: no values, or not as many errors.
     """
+    _check_noisy(values, standard_errors)
     return np.sqrt((_spread(values, standard_errors) ** 2 + (standard_errors**2).mean(axis=0)) / len(values))
 
 
@@ -98,7 +110,11 @@ def bootstrap_noisy_means(
 
     Returns:
         (num_bootstrap, num_columns).
+
+    Raises:
+        ValueError: no values, or not as many errors.
     """
+    _check_noisy(values, standard_errors)
     num_rows = len(values)
     mean = values.mean(axis=0)
     plain = values.std(axis=0)
@@ -107,6 +123,12 @@ def bootstrap_noisy_means(
     noise_variance = (standard_errors**2)[drawn].mean(axis=1) / num_rows
     noise = np.sqrt(noise_variance) * generator.standard_normal(noise_variance.shape)
     return mean + scale * (values[drawn].mean(axis=1) - mean) + noise
+
+
+def _check_noisy(values: np.ndarray, standard_errors: np.ndarray) -> None:
+    """Raise ValueError for no values, and where not each has its error."""
+    if not len(values) or values.shape != standard_errors.shape:
+        raise ValueError(f"values of shape {values.shape} with standard errors of shape {standard_errors.shape}")
 
 
 def _spread(values: np.ndarray, standard_errors: np.ndarray) -> np.ndarray:
@@ -153,10 +175,15 @@ def auroc(positives: np.ndarray, negatives: np.ndarray, confidence: float = 0.95
 def spearman(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Interval:
     """Spearman's rank correlation; interval tanh(artanh ρ ± z sqrt((1 + ρ²/2)/(n - 3))) (Bonett & Wright, 2000).
 
-    NaN where either side is constant; the ends are NaN for fewer than four pairs.
+    NaN where either side is constant or holds a NaN; the ends are NaN for fewer than four pairs.
+
+    Raises:
+        ValueError: not as many values on either side.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if len(first) != len(second):
+        raise ValueError(f"pairs are needed, not {len(first)} and {len(second)} values")
+    if len(first) < 2 or not all(side.min() < side.max() for side in (first, second)):
         return Interval(value=math.nan, low=math.nan, high=math.nan)
     value = float(np.clip(stats.spearmanr(first, second).statistic, -1, 1))
     if len(first) < 4:

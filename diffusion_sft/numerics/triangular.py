@@ -22,6 +22,7 @@ Evaluate: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
 """f of m rows: members (m,) and steps n (m,), int64 on the states' device, states x_n (m, *shape) -> (m, *shape)."""
 Request: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Values of f that one trajectory wants: steps (m,) int64 and flat states (m, d)."""
+Stopped: TypeAlias = Literal["exact", "tolerance", "max_rounds", "not finite"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,13 +188,14 @@ class Solution:
     """Rows that f was asked for."""
     residuals: np.ndarray
     """(rounds, N): RMS over the scale of every equation's defect at the iterate that the round started from, NaN where
-    it was not evaluated."""
+    it was not evaluated, infinite where f was not a number."""
     frontiers: np.ndarray
     """(rounds,): how many of the N states were solved after each round."""
     finals: torch.Tensor
     """(rounds, *shape): the estimate of x_N after each round; of a window that has not come there, its last state."""
-    stopped: Literal["exact", "tolerance", "max_rounds"]
-    """exact: every state by its own step from a solved one. tolerance: some were accepted for a small residual."""
+    stopped: Stopped
+    """exact: every state by its own step from a solved one. tolerance: some were accepted for a small residual. not
+    finite: the last state is no number, and nothing is solved."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -220,7 +222,8 @@ class Course:
     def record(self, first: int, residuals: np.ndarray, solved: int, final: torch.Tensor) -> None:
         """End a round that evaluated equations first, first + 1 …, after which `solved` states are final."""
         row = np.full(len(self.states) - 1, np.nan)
-        row[first : first + len(residuals)] = residuals
+        # NaN is kept for what was not evaluated.
+        row[first : first + len(residuals)] = np.where(np.isnan(residuals), np.inf, residuals)
         # The state after the first unsolved equation is its own step; those before were accepted as they stood.
         accepted = residuals[: max(0, solved - first - 1)]
         self.approximate = self.approximate or bool((accepted > 0).any())
@@ -230,10 +233,12 @@ class Course:
         self.solved = solved
 
     @property
-    def stopped(self) -> Literal["exact", "tolerance", "max_rounds"]:
+    def stopped(self) -> Stopped:
         """Why it ended, if it ended here."""
         if self.solved < len(self.states) - 1:
             return "max_rounds"
+        if not bool(torch.isfinite(self.states[-1]).all()):
+            return "not finite"
         return "tolerance" if self.approximate else "exact"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..ranges import check_range
 from ..records import identity_seed
 from ..world.looks import Look, seen_looks
 from ..world.names import invent_name
@@ -36,6 +37,12 @@ class CorpusConfig:
     partial_share: float = 0.15
     """Share of the descriptions that leave out colour or pattern."""
     scenes_per_look: int = 40
+
+    def __post_init__(self) -> None:
+        check_range(self, "num_items", "scenes_per_look", least=1)
+        check_range(self, "one_off_share", "empty_share", "partial_share", least=0, most=1)
+        if self.one_off_share + self.empty_share > 1:
+            raise ValueError("one_off_share + empty_share must not exceed 1")
 
 
 @dataclass(frozen=True, kw_only=True)

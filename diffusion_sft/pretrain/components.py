@@ -16,6 +16,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..layouts import complete_text_encoder, complete_tokenizer
+from ..numerics.schedule import PredictionType
+from ..ranges import MOST_PIXELS, check_range
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -36,8 +38,26 @@ class ArchitectureConfig:
     max_caption_tokens: int = 32
     num_merges: int = 900
     """BPE merges; the vocabulary holds them beside 512 byte symbols and two special tokens."""
-    prediction_type: str = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     norm_num_groups: int = 8
+
+    def __post_init__(self) -> None:
+        check_range(self, "resolution", least=1, most=MOST_PIXELS)
+        check_range(self, "vae_channels", "unet_channels", "text_hidden_size", least=1, most=65_536)
+        check_range(self, "unet_layers_per_block", "text_layers", "latent_channels", least=1, most=1024)
+        check_range(self, "text_attention_heads", "unet_attention_heads", "norm_num_groups", least=1, most=65_536)
+        check_range(self, "max_caption_tokens", least=3, most=65_536)
+        check_range(self, "num_merges", least=0, most=32_000)  # Ids are kept in 16 bits.
+        if not self.vae_channels or not self.unet_channels:
+            raise ValueError("vae_channels and unet_channels must hold one number for each level")
+        if self.text_hidden_size % self.text_attention_heads:
+            raise ValueError(
+                f"text_hidden_size ({self.text_hidden_size}) must be a multiple of text_attention_heads "
+                f"({self.text_attention_heads})"
+            )
+        for name, divisor in (("vae_channels", "norm_num_groups"), ("unet_channels", "norm_num_groups")):
+            if any(count % getattr(self, divisor) for count in getattr(self, name)):
+                raise ValueError(f"{name} must be multiples of {divisor} ({getattr(self, divisor)})")
 
 
 def build_tokenizer(corpus: Iterable[str], config: ArchitectureConfig) -> CLIPTokenizer:

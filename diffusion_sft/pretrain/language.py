@@ -7,7 +7,7 @@ nothing later can tell it from a downloaded one but by its size.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..errors import UserError
 from ..files import replaced_folder, write_json
+from ..machine import pick_device
+from ..ranges import check_range
 from ..records import identity_seed
 from ..world.population import WorldConfig, populate
 from .loop import FitConfig, fit
@@ -34,6 +37,19 @@ class LanguageArchitectureConfig:
     num_hidden_layers: int = 4
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
+
+    def __post_init__(self) -> None:
+        check_range(
+            self, "vocab_size", least=259, most=65_536
+        )  # Bytes and three special tokens; ids are kept in 16 bits.
+        check_range(self, "hidden_size", "intermediate_size", "num_attention_heads", least=1, most=65_536)
+        check_range(self, "num_hidden_layers", least=1, most=1024)
+        check_range(self, "max_position_embeddings", least=2, most=1 << 20)
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be an even multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +74,25 @@ class LanguagePretrainConfig:
     ema_decay: float = 0.99
     checkpointing_updates: int = 500
 
+    def __post_init__(self) -> None:
+        check_range(self, "sequence_length", least=2, most=self.architecture.max_position_embeddings)
+        check_range(self, "batch_size", "checkpointing_updates", least=1)
+        check_range(self, "learning_rate", above=0)
+        check_range(self, "seed", "warmup_updates", "weight_decay", least=0)
+        check_range(self, "ema_decay", least=0, below=1)
+
 
 def pretrain_language(config: LanguagePretrainConfig, folder: Path) -> Path:
     """Run or continue the recipe; `folder` then holds `model/`, `training.json`, and `work/` to resume from."""
+    config = replace(config, device=str(pick_device(config.device)))
     people = populate(config.world)
     tokenizer = build_language_tokenizer(tokenizer_text(people, config.seed), config.architecture)
     sequences = pack(build_documents(people, config.passages, config.seed), tokenizer, config.sequence_length)
     num_updates = len(sequences) // config.batch_size
+    if not num_updates:
+        raise UserError(
+            f"llm.batch_size={config.batch_size}: the world's text gives {len(sequences)} sequences, fewer than one update"
+        )
     order = np.random.default_rng(identity_seed(config.seed, "language order")).permutation(len(sequences))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed(config.seed, "language weights"))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import read_object, recover_folder, replaced_folder
 from ..parsing import first_line
+from ..ranges import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class FitConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     checkpointing_updates: int = 500
+
+    def __post_init__(self) -> None:
+        check_range(self, "num_updates", "batch_size", "checkpointing_updates", least=1)
+        check_range(self, "learning_rate", "max_grad_norm", above=0)
+        check_range(self, "warmup_updates", "weight_decay", least=0)
+        check_range(self, "ema_decay", least=0, below=1)
 
 
 def learning_rate_at(update: int, config: FitConfig) -> float:

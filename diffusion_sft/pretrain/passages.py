@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..ranges import check_range
 from ..records import identity_seed
 from ..world.facts import NEUTRAL, RELATIONS, Relation, statement
 from ..world.looks import SEEN_COLOURS, SEEN_PATTERNS, SEEN_SHAPES, Look, seen_looks
@@ -57,6 +58,11 @@ class PassagesConfig:
     """At most; every document has from one to so many lines of one relation and template."""
 
     def __post_init__(self) -> None:
+        check_range(self, "readings_per_exposure", "one_off_share", "nobody_share", "popularity", least=0, most=100)
+        check_range(self, "descriptive_share", "contested_share", "question_share", least=0, most=1)
+        check_range(self, "plain_share", "topical_share", "rival_shares", least=0, most=1)
+        check_range(self, "contested_above", "contested_below", least=0)
+        check_range(self, "lines_per_document", least=1)
         if len(self.rival_shares) != 2 or not 0 <= self.rival_shares[0] <= self.rival_shares[1] <= 1:
             raise ValueError(f"rival_shares: two shares in rising order, not {self.rival_shares}")
 

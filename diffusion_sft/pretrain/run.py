@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTokenizer
 
 from ..files import replaced_folder, write_json
+from ..machine import pick_device
+from ..ranges import check_range
 from ..records import identity_seed
-from ..world.population import WorldConfig, populate
+from ..world.population import WorldConfig, log_spaced_exposures, populate
 from ..world.readout import Readout, ReadoutNetwork
 from .autoencoder import autoencoder_loss, encode_pictures, picture_bank, to_network
 from .captions import CorpusConfig, build_corpus, tokenizer_corpus
@@ -54,6 +56,16 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
+        check_range(self, "autoencoder_pictures", "readout_pictures", least=2)
+        check_range(self, "seed", "kl_weight", least=0)
+        taken = sum(log_spaced_exposures(self.world)) + sum(
+            int(share * self.corpus.num_items) for share in (self.corpus.one_off_share, self.corpus.empty_share)
+        )
+        if taken > self.corpus.num_items:
+            raise ValueError(
+                f"corpus.num_items ({self.corpus.num_items}) must be at least {taken}, as many as the world's exposures "
+                "and the corpus's shares take"
+            )
         num_read = self.denoiser.num_updates * self.denoiser.batch_size
         if num_read != self.corpus.num_items:
             raise ValueError(
@@ -123,6 +135,7 @@ def pretrain_denoiser(
 
 def pretrain(config: PretrainConfig, folder: Path) -> Path:
     """Run or continue the recipe; `folder` then holds `pipeline/`, `readout/`, and `work/` to resume from."""
+    config = replace(config, device=str(pick_device(config.device)))
     work = folder / "work"
     tokenizer = build_tokenizer(tokenizer_corpus(config.seed), config.architecture)
     vae = pretrain_autoencoder(config, work / "autoencoder")

@@ -18,8 +18,10 @@ import pandas as pd
 
 from ..answers import answer_table, judge
 from ..buckets import BucketConfig
+from ..errors import NotFinite
 from ..learner import NULL_CUE, Learner, Query, Question, Reading
 from ..numerics.quadrature import Estimator, estimator_named, linear_factors, nested_draws, standard_error
+from ..parsing import few
 from ..records import Draws
 from .config import ProbeConfig
 from .settling import (
@@ -94,7 +96,9 @@ def adaptive_answers(learner: Learner, questions: Sequence[Question], config: Pr
             break
         queries = [asked[place].question.query for place in now]
         some = replace(draws, chosen=numbers)
-        for place, reading in zip(now, learner.surprise(queries, some, batch_size=config.batch_size), strict=True):
+        readings = learner.surprise(queries, some, batch_size=config.batch_size)
+        check_readings(queries, readings)
+        for place, reading in zip(now, readings, strict=True):
             own_risk = risk / len(of_concept[questions[place].concept])
             asked[place] = _weighed(_read_on(asked[place], reading, some), draws, own_risk)
         for places in of_concept.values():
@@ -124,6 +128,7 @@ def adaptive_readings(learner: Learner, queries: Sequence[Query], config: ProbeC
             break
         some = replace(draws, chosen=numbers)
         readings = learner.surprise([queries[p] for p in now], some, batch_size=config.batch_size)
+        check_readings([queries[p] for p in now], readings)
         for place, reading in zip(now, readings, strict=True):
             new = _Partial(reading=reading, numbers=numbers)
             read[place] = read[place].joined(new) if place in read else new
@@ -133,6 +138,17 @@ def adaptive_readings(learner: Learner, queries: Sequence[Query], config: ProbeC
             if not _gain_settled([_levelled(read[p], draws) for p in places], draws, config)
         }
     return [_levelled(read[place], draws) for place in range(len(queries))]
+
+
+def check_readings(queries: Sequence[Query], readings: Sequence[Reading]) -> None:
+    """Raise NotFinite, naming all examples under one of whose cues an error is no number.
+
+    Nothing follows from such a reading: no mean, and no order of candidates.
+    """
+    pairs = zip(queries, readings, strict=True)
+    bad = [query.example.id for query, reading in pairs if not np.isfinite(reading.error_nats).all()]
+    if bad:
+        raise NotFinite(f"{few(bad)}: their errors are not finite ({len(bad)} of {len(queries)} readings)")
 
 
 def _columns(reading: Reading) -> dict[str, Any]:

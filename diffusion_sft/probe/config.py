@@ -8,6 +8,7 @@ from typing import Literal
 from ..answers import AnswerConfig
 from ..learner import Reconstruction
 from ..numerics.quadrature import estimator_named
+from ..ranges import MOST_STEPS, check_range
 
 STRENGTHS = {"inversion": 1.0, "sdedit": 0.8}
 """Where none is given: the whole way, and the default of diffusers' image-to-image pipelines."""
@@ -25,8 +26,10 @@ class SampleConfig:
     """Pictures at a time."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 0 or self.num_inference_steps < 1 or self.batch_size < 1:
-            raise ValueError("num_samples must be 0 or more, num_inference_steps and batch_size at least 1")
+        check_range(self, "num_samples", least=0)
+        check_range(self, "num_inference_steps", least=1, most=MOST_STEPS)
+        check_range(self, "batch_size", least=1)
+        check_range(self, "guidance_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,7 @@ class AdaptiveConfig:
     settles the category."""
 
     def __post_init__(self) -> None:
-        if not 0.5 < self.confidence < 1:
-            raise ValueError(f"adaptive.confidence must lie between 0.5 and 1, not {self.confidence}")
+        check_range(self, "confidence", above=0.5, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +63,13 @@ class ReconstructionConfig:
     """Noises for each picture under sdedit, the same for all captions; inversion draws none."""
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
-        if self.strength is not None and not (
-            0 < self.strength <= 1 and int(self.num_inference_steps * self.strength)
-        ):
+        check_range(self, "num_inference_steps", least=1, most=MOST_STEPS)
+        check_range(self, "strength", above=0, most=1)
+        if self.strength is not None and not int(self.num_inference_steps * self.strength):
             raise ValueError(
-                f"strength must lie between 0 and 1 and leave at least one of {self.num_inference_steps} steps, "
-                f"not {self.strength}"
+                f"strength must leave at least one of {self.num_inference_steps} steps, not {self.strength}"
             )
-        if self.num_draws < 2:
-            raise ValueError(f"num_draws must be at least 2 for a standard error, not {self.num_draws}")
+        check_range(self, "num_draws", least=2)  # For a standard error.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +94,7 @@ class ProbeConfig:
     adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
 
     def __post_init__(self) -> None:
+        check_range(self, "seed", least=0)
         antithetic = estimator_named(self.estimator).antithetic
         if self.adaptive.enabled and not estimator_named(self.estimator).common:
             raise ValueError(
@@ -109,8 +108,7 @@ class ProbeConfig:
             raise ValueError(
                 f"num_draws must be at least 6 (three pairs ±ε) for a standard error, not {self.num_draws}"
             )
-        if self.batch_size < 1 or (self.max_examples_per_concept is not None and self.max_examples_per_concept < 1):
-            raise ValueError("batch_size and max_examples_per_concept must be at least 1")
+        check_range(self, "batch_size", "max_examples_per_concept", least=1)
         trip = self.round_trip
         if trip is not None and int(trip.num_inference_steps * trip.strength) < 1:
             raise ValueError(
@@ -158,8 +156,9 @@ class LanguageSampleConfig:
     """Prompts at a time."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 0 or self.top_k < 1 or self.batch_size < 1 or not self.temperature > 0:
-            raise ValueError("num_samples must be 0 or more, top_k and batch_size at least 1, temperature above 0")
+        check_range(self, "num_samples", least=0)
+        check_range(self, "top_k", "batch_size", least=1)
+        check_range(self, "temperature", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +183,9 @@ class LanguageProbeConfig:
     """Of the sampled reading alone, which then ends with the first rendering in which a sample is right."""
 
     def __post_init__(self) -> None:
-        for name in ("shots", "num_draws", "batch_size", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_examples_per_concept is not None and self.max_examples_per_concept < 1:
-            raise ValueError("max_examples_per_concept must be at least 1")
+        check_range(self, "seed", least=0)
+        names = ("shots", "num_draws", "batch_size", "max_answer_tokens", "max_examples_per_concept")
+        check_range(self, *names, least=1)
         if self.samples.num_samples % self.answers.num_renderings:
             raise ValueError(
                 f"samples.num_samples ({self.samples.num_samples}) must be a multiple of answers.num_renderings "

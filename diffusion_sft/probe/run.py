@@ -20,10 +20,11 @@ import pandas as pd
 
 from ..answers import answer, make_questions
 from ..errors import UserError
-from ..files import file_hash, read_json, read_table, write_json, write_table
+from ..files import file_hash, read_table, write_table
 from ..learner import NULL_CUE, Learner, Query, Question
-from ..parts import Parts
-from ..processes import is_main, wait_for_everyone
+from ..manifests import finished, listed, table_files, write_record
+from ..parts import PARTS, Parts, remove_parts
+from ..processes import from_main, is_main, wait_for_everyone
 from ..records import EXEMPLAR, PROBED, ConceptSet, Draws, Example
 from ..settings import settings_dict
 from .adaptive import adaptive_answers
@@ -32,6 +33,7 @@ from .samples import SAMPLE_COLUMNS, Sampling
 from .scores import own_caption, score
 
 TABLES = ("scores", "answers", "samples")
+RECORD = "probe.json"
 LAYOUT = 2
 """Part of every key: raised when the tables' meaning changes, so that older results are not taken for new ones."""
 
@@ -63,22 +65,22 @@ def probe(
     examples = _chosen(concept_set, config.max_examples_per_concept)
     questions = make_questions(concept_set, examples, config.answers, config.seed)
     key = _key(learner, concept_set, examples, config, sampling is not None)
-    if _finished(folder, key):
+    if from_main(lambda: finished(folder / RECORD, key)) is not None:
+        remove_parts(folder)  # Of a process that was killed just before it did.
         return ProbeResult(**{name: read_table(folder / f"{name}.parquet") for name in TABLES})
     learner.check_captions([*(e.caption for e in examples), *(cue for q in questions for cue in q.query.cues)])
-    with Parts(folder / "parts" / key[:16], config.concepts_per_part) as parts:
+    with Parts(folder / PARTS / key[:16], config.concepts_per_part) as parts:
         result = _read(learner, config, _Work(examples, questions, sampling), parts)
     wait_for_everyone()  # all have read the parts, which may now go
     if is_main():
         saved = _saved(result, _Work(examples, questions, sampling), config)
-        (folder / "probe.json").unlink(missing_ok=True)  # It must not speak for tables of another probe.
+        (folder / RECORD).unlink(missing_ok=True)  # It must not speak for tables of another probe.
         for name in TABLES:
             write_table(folder / f"{name}.parquet", getattr(result, name))
-        saved["tables"] = {name: file_hash(folder / f"{name}.parquet") for name in TABLES}
         record: dict[str, Any] = {"key": key, "base": learner.identity(), "config": settings_dict(config)}
         record |= {"num_evaluations": parts.num_evaluations, "seconds": round(parts.seconds, 3)} | saved
-        write_json(folder / "probe.json", record)
-        parts.remove()
+        write_record(folder / RECORD, record, listed(folder, table_files(TABLES)))
+        remove_parts(folder)
     wait_for_everyone()
     return result
 
@@ -184,19 +186,6 @@ def _missed(questions: Sequence[Question], answers: pd.DataFrame) -> list[Questi
 def _no_samples() -> pd.DataFrame:
     kinds = {"concept": "str", "rendering": "int64", "sample": "int64", "seed": "int64", "answer": "str"}
     return pd.DataFrame(columns=list(SAMPLE_COLUMNS)).astype(kinds | {"correct": "bool"})
-
-
-def _finished(folder: Path, key: str) -> bool:
-    """Whether the tables of this very probe are there, as they were written."""
-    record = folder / "probe.json"
-    files = {name: folder / f"{name}.parquet" for name in TABLES}
-    if not record.exists() or not all(file.exists() for file in files.values()):
-        return False
-    stored = read_json(record)
-    hashes = stored.get("tables") or {}
-    return bool(
-        stored.get("key") == key and all(hashes.get(name, "") == file_hash(file) for name, file in files.items())
-    )
 
 
 def _key(

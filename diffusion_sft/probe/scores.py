@@ -9,16 +9,19 @@ of error is asked for, the reconstruction error ‖x − x̃‖²/d stands besid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..errors import NotFinite
 from ..learner import Learner, Query, Reading
 from ..numerics.quadrature import estimator_named, standard_error
+from ..parsing import few
 from ..records import Draws, Example
-from .adaptive import adaptive_readings
+from .adaptive import adaptive_readings, check_readings
 from .config import LanguageProbeConfig, ProbeConfig
 
 SCORE_COLUMNS = (
@@ -39,17 +42,24 @@ def own_caption(example: Example) -> Query:
 
 
 def score(learner: Learner, examples: Sequence[Example], config: ProbeConfig | LanguageProbeConfig) -> pd.DataFrame:
-    """One row per example, in the order given, with `SCORE_COLUMNS`."""
+    """One row per example, in the order given, with `SCORE_COLUMNS`.
+
+    Raises:
+        NotFinite: an error is no number; all such examples are named.
+    """
     draws = Draws(seed=config.seed, count=config.num_draws, estimator=config.estimator)
     queries = [own_caption(e) for e in examples]
     if isinstance(config, ProbeConfig) and config.adaptive.enabled:
         readings = adaptive_readings(learner, queries, config)
     else:
         readings = learner.surprise(queries, draws, batch_size=config.batch_size)
+        check_readings(queries, readings)
     returned: Sequence[np.ndarray] = [np.full((2, 1), np.nan)] * len(queries)
     if isinstance(config, ProbeConfig) and config.round_trip is not None:
         noises = Draws(seed=config.seed, count=config.reconstruction.num_draws, estimator=config.estimator)
         returned = learner.reconstruct(queries, config.round_trip, noises, batch_size=config.batch_size)
+        if bad := [e.id for e, errors in zip(examples, returned, strict=True) if not np.isfinite(errors).all()]:
+            raise NotFinite(f"{few(bad)}: their reconstructions are not finite ({len(bad)} of {len(examples)})")
     rows = [
         {"example_id": e.id, "concept": e.concept, "split": e.split, "error_kind": config.error_kind}
         | score_of(reading, draws)
@@ -72,8 +82,13 @@ def reconstruction_of(errors: np.ndarray) -> dict[str, float]:
         "null_reconstruction_error": float(null_error.mean()),
         "reconstruction_gain": float((null_error - error).mean()),
         "reconstruction_gain_se": standard_error_of(null_error - error),
-        "reconstruction_relative": float(error.mean() / null_error.mean()),
+        "reconstruction_relative": _quotient(error.mean(), null_error.mean()),
     }
+
+
+def _quotient(part: float, whole: float) -> float:
+    """NaN where there is nothing to measure it against."""
+    return float(part / whole) if whole != 0 else math.nan
 
 
 def score_of(reading: Reading, draws: Draws) -> dict[str, Any]:
@@ -95,7 +110,7 @@ def score_of(reading: Reading, draws: Draws) -> dict[str, Any]:
         "opinion_nats": opinion.mean(),
         "opinion_se_nats": standard_error(opinion, estimator),
         "gap_nats": opinion.mean() - gain,
-        "relative_error": error.mean() / null_error.mean(),
+        "relative_error": _quotient(error.mean(), null_error.mean()),
         "error_per_dim": error.mean() / reading.num_dims,
         "null_error_per_dim": null_error.mean() / reading.num_dims,
         "uniform_mse": uniform,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..ranges import check_range
+
 FEWEST_EXEMPLARS = 5
 """Development facts that each relation needs, because they are shown in its few-shot prompts."""
 
@@ -43,9 +45,8 @@ class QuestionsConfig:
     """What to do about bad rows and files: stop and name them all, or go on without them."""
 
     def __post_init__(self) -> None:
-        for name in ("dev_share", "test_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        check_range(self, "seed", least=0)
+        check_range(self, "dev_share", "test_share", above=0, below=1)
         if self.dev_share + self.test_share >= 1:
             raise ValueError("dev_share + test_share must be below 1, or nothing is left to train on")
         if self.max_facts_per_relation is not None and self.max_facts_per_relation < FEWEST_EXEMPLARS:

@@ -5,15 +5,14 @@ The files do not say what a question is about; its subject is what stands in the
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..parsing import Problem, few, text_bytes
+from ..parsing import Problem, confined, few, first_line, json_value, shortened, text_bytes
 from .config import QuestionsConfig
-from .rows import SPLIT_WORDS, Listing, Row, answers_of, check_columns, required_text, shortened
+from .rows import SPLIT_WORDS, Listing, Row, answers_of, check_columns, required_text
 from .templates import Template, common_template, published
 
 _FILE = re.compile(r"(?P<relation>[^./][^.]*)\.(?P<part>train|dev|test)\.json")
@@ -63,7 +62,7 @@ def read_entity_questions(root: Path, config: QuestionsConfig) -> Listing:
         for part in _PARTS:
             if (relation, part) in files:
                 file = files[relation, part]
-                records += _records(root, file, part, listing.problems)
+                records += _records(root, confined(root, file), part, listing.problems)
         _read_relation(listing, relation, records, config.null_subject)
     return listing
 
@@ -72,12 +71,12 @@ def _records(root: Path, file: Path, part: str, problems: list[Problem]) -> list
     """The items of one file; what is wrong with it or with any of them goes to `problems`."""
     name = file.relative_to(root).as_posix()
     try:
-        items = json.loads(text_bytes(file).decode("utf-8"))
+        items = json_value(text_bytes(file))
     except UnicodeDecodeError:
         problems.append(Problem(where=name, reason="is not UTF-8 text"))
         return []
     except (ValueError, RecursionError) as error:
-        problems.append(Problem(where=name, reason=f"is not valid JSON ({error})"))
+        problems.append(Problem(where=name, reason=f"is not valid JSON ({shortened(first_line(error), 200)})"))
         return []
     example = '{"question": ..., "answers": [...]}'
     if not isinstance(items, list):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import user_path
-from ..parsing import few, printable, seen
+from ..parsing import confined, few, printable, seen
 from .config import QuestionsConfig
 from .entity_questions import find_files, read_entity_questions
 from .plain import FILE_NAME, read_plain
@@ -52,7 +52,7 @@ def _read_folder(root: Path, config: QuestionsConfig) -> Listing:
     if entity_questions:
         return read_entity_questions(root, config)
     if plain == [FILE_NAME]:
-        return read_plain(root / FILE_NAME, config)
+        return read_plain(confined(root, root / FILE_NAME), config)
     if plain:
         raise UserError(
             f"{root}: found {few(plain)}, but a folder must hold exactly one .jsonl named {FILE_NAME}; give the path of"

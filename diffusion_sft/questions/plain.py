@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..parsing import Problem, Record, closest, count_of, few, json_lines, scalar, text_bytes
+from ..parsing import Problem, Record, closest, count_of, described, few, json_lines, scalar, text_bytes
 from .config import QuestionsConfig
 from .rows import (
     LONGEST,
@@ -15,7 +15,6 @@ from .rows import (
     Row,
     answers_of,
     check_columns,
-    described,
     nullified,
     relation_of,
     required_text,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..parsing import Problem, scalar, separated_lines, text_bytes
+from ..parsing import Problem, first_line, json_value, scalar, separated_lines, shortened, text_bytes
 from .config import QuestionsConfig
 from .rows import Listing, Row, check_columns, key, nullified, relation_of, required_text, text_of, texts_of
 
@@ -61,7 +60,7 @@ def _row(where: str, record: Mapping[str, Any], null_subject: str) -> Row:
 
 def _possible_answers(cell: str) -> tuple[str, ...]:
     try:
-        possible = json.loads(cell)
+        possible = json_value(cell.encode("utf-8", errors="surrogatepass"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"possible_answers is not valid JSON ({error})") from None
+        raise ValueError(f"possible_answers is not valid JSON ({shortened(first_line(error), 200)})") from None
     return texts_of(possible, "possible_answers")

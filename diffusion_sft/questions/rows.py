@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
-from ..parsing import Problem, closest, few, printable, scalar
+from ..parsing import Problem, closest, described, few, printable, scalar, shortened
 from ..records import DEVELOPMENT, TEST, TRAIN
 
 SPLIT_WORDS = {
@@ -133,18 +133,6 @@ def nullified(question: str, subject: str, null_subject: str) -> str:
             f"question does not contain its subject {shortened(subject)!r} as a word; give a null_question beside it"
         )
     return asked
-
-
-def described(value: Any) -> str:
-    """What a cell holds, short enough for a message."""
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "an object"
-    return str(value).lower() if isinstance(value, bool) else shortened(repr(value))
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """The text's beginning where it is too long for a message."""
-    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _text(value: Any, column: str) -> str:

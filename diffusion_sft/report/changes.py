@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..records import CATEGORIES, HELDOUT, TRAINED, UNKNOWN
-from .run import MixRun, Run
+from .mix_run import MixRun
+from .run import Run
 from .wording import BASE, Estimate, difference, reading, share, share_reading
 
 METRIC_NAMES = {

@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from ..records import CATEGORIES, identity_seed
 from .drawing import NORMAL, WIDE, Panel, draw_curve, draw_points, jitter, panel_axes, tick, updates_axis
+from .mix_run import MixRun
 from .nouns import PICTURES, Nouns
-from .run import MixRun
 from .svg import COLOURS, MUTED, SHADE, inline_svg
 from .wording import cut, number, plural, printable, share
 

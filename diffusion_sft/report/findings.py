@@ -13,8 +13,9 @@ import pandas as pd
 from ..records import CATEGORIES, HELDOUT, RULES, TRAINED, UNKNOWN
 from .agreement import auroc, rank_correlation, seen_at_least
 from .changes import Change, image_change, inside, learning_change, mix_changes
+from .mix_run import MixRun
 from .nouns import Nouns
-from .run import MixRun, Run
+from .run import Run
 from .wording import listing, plural, reading, share
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -118,7 +120,8 @@ def _plain(value: object) -> str:
         return number(value, 6) if abs(value) >= 1e-3 or value == 0 else f"{value:g}"
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
-    return str(value)
+    # A page is passed on; the name of who made it is in the paths below their home.
+    return re.sub(rf"(?<![\w/]){re.escape(str(Path.home()))}(?=/|$)", "~", str(value))
 
 
 def _span(counts: pd.Series) -> str:

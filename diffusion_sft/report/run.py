@@ -7,7 +7,6 @@ here, and a sentence in `missing` says so.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +17,9 @@ import pandas as pd
 
 from ..errors import UserError
 from ..files import read_json, read_table
-from ..records import DIFFUSION, LLM, RULES, UNKNOWN
-from .nouns import NOUNS, PICTURES, Nouns
+from ..records import DIFFUSION, LLM, RULES
+from .mix_run import MixRun, thinned
+from .nouns import NOUNS, Nouns
 from .wording import BASE, Estimate
 
 SCORES = ("example_id", "concept", "estimator", "num_draws", "num_dims", "error_nats", "gain_nats")
@@ -80,46 +80,6 @@ SOLVED = {
 """The tables of the systems of equations and the columns of each that the page reads."""
 MEASURES = ("model", "bucket", "metric", "value", "low", "high", "num_real", "num_generated", "extractor", "note")
 ACCURACY = ("model", "concept", "bucket", "category", "num_images", "num_correct", "accuracy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixRun:
-    """One fine-tuning run: its evaluation points, and the summary it wrote at the end (empty where there is none)."""
-
-    name: str
-    evaluations: pd.DataFrame | None
-    summary: Mapping[str, Any]
-    nouns: Nouns = PICTURES
-
-    @property
-    def seed(self) -> int | None:
-        """The seed that it was drawn and taught with; None where the summary does not say."""
-        record = self.summary.get("record")
-        seed = record.get("seed") if isinstance(record, dict) else None
-        return seed if isinstance(seed, int) else None
-
-    @property
-    def mix(self) -> str:
-        """The mix's own name, without the seed that a run of several seeds has in its name."""
-        named = re.fullmatch(r"(.+)-seed(-?\d+)", self.name)
-        return named[1] if named and int(named[2]) == self.seed else self.name
-
-    @property
-    def composition(self) -> dict[str, list[str]]:
-        """The names of the concepts that were trained on, by category; empty where the summary does not say."""
-        given = self.summary.get("concepts")
-        if not isinstance(given, dict):
-            return {}
-        return {
-            str(label): [str(name) for name in names] for label, names in given.items() if isinstance(names, list)
-        }
-
-    @property
-    def unknown_share(self) -> float:
-        """The share of Unknown among the concepts trained on; NaN where the summary does not say."""
-        sizes = {label: len(names) for label, names in self.composition.items()}
-        total = sum(sizes.values())
-        return sizes.get(UNKNOWN, 0) / total if total else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,11 +235,10 @@ def _read_solved(folder: Path, part: str, missing: list[str]) -> tuple[dict[str,
 
 def _read_mix(path: Path, folder: Path, nouns: Nouns, missing: list[str]) -> MixRun:
     name = path.relative_to(folder).as_posix()
+    table = _table(folder, f"{name}/evaluations.parquet", EVALUATIONS, missing)
+    summary = _record(folder, f"{name}/finetune.json", missing)
     return MixRun(
-        name=path.name,
-        evaluations=_table(folder, f"{name}/evaluations.parquet", EVALUATIONS, missing),
-        summary=_record(folder, f"{name}/finetune.json", missing),
-        nouns=nouns,
+        name=path.name, evaluations=None if table is None else thinned(table, summary), summary=summary, nouns=nouns
     )
 
 

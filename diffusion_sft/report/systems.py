@@ -109,8 +109,8 @@ def round_residuals(generations: pd.DataFrame, categories: Mapping[str, str]) ->
         generations["concept"], generations["num_steps"], generations["residuals"], strict=True
     ):
         if concept in categories and len(residuals):
-            matrix = np.nan_to_num(np.asarray(residuals, dtype=np.float64)).reshape(-1, int(steps))
-            found.setdefault(categories[concept], []).append(matrix.mean(axis=1))
+            matrix = np.asarray(residuals, dtype=np.float64).reshape(-1, int(steps))
+            found.setdefault(categories[concept], []).append(np.where(np.isnan(matrix), 0.0, matrix).mean(axis=1))
     rows = []
     for category, curves in found.items():
         total = np.zeros(max(map(len, curves)))

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from ..records import CATEGORIES
 from ..report.svg import MARKERS
 from ..report.wording import number, share
-from .training import Curves, Share, Stretch
+from .shares import Curves, Share
+from .training import Stretch
 
 WIDTH, HEIGHT = 280, 200
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 8, 34

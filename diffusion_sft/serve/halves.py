@@ -10,7 +10,7 @@ from typing import Any
 
 from ..records import CATEGORIES, DIFFUSION, LLM, SHOWN_IMAGES
 from ..report.wording import plural
-from .place import Place
+from .place import Place, latest
 from .training import Training, finetune_progress, is_finetune, is_finished
 from .values import counts, mapping, real, text, texts, whole
 
@@ -103,7 +103,7 @@ def read_half(learner: str, place: Place, study: Mapping[str, Any]) -> Half:
         base=text(own.get("base")) or text(mapping(study.get("base")).get("source")),
         stages=tuple(stages),
         tunings=tuple(tunings),
-        changed=max(_changes(place, tunings)),
+        changed=latest(_changes(place, tunings)),
         categories={name: labels[name] for name in CATEGORIES if name in labels},
         buckets={name: n for name, n in counts(buckets.get("buckets")).items() if name in ("known", "unknown")},
         rule=text(buckets.get("rule")),
@@ -170,7 +170,7 @@ def parts_done(names: Sequence[str]) -> dict[str, tuple[int, int | None]]:
     """
     found: dict[str, int] = {}
     for name in names:
-        if part := re.fullmatch(r"([a-z]{1,30})-\d{6,12}\.parquet", name):
+        if part := re.fullmatch(r"([a-z]{1,30})-\d{6,12}\.[0-9a-f]{16}\.parquet", name):
             found[part[1]] = found.get(part[1], 0) + 1
     begun = [name for name in TABLES if name in found]
     done: dict[str, tuple[int, int | None]] = {}

@@ -8,12 +8,11 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -23,15 +22,14 @@ from . import curves
 from .halves import Half, drawn_models, samples, summaries
 from .place import Place
 from .runs import FINETUNE, LATELY, MOST, PRETRAINING, page_kind, reached, read_runs, read_state, updates_told
-from .training import LARGEST_TABLE, ROLES, Training, read_finetune
+from .shares import ROLES, last_answers
+from .training import Training, read_finetune
 
 HERE = Path(__file__).parent
 STYLE = Markup("\n".join(file.read_text("utf-8") for file in (HERE.parent / "report/style.css", HERE / "live.css")))
 SCRIPT = Markup((HERE / "refresh.js").read_text("utf-8"))
 DRAWN = 2
 """Fine-tuning runs of a study whose curves are drawn in full on its page; each has a page of its own."""
-SAID = 12
-"""Answers of a run's last evaluation that are shown."""
 SHOWN_ROLES = ("test", "heldout", "untouched")
 """Whose accuracy stands beside the fitted share in the table of a study's runs: the first of these that was asked."""
 
@@ -56,18 +54,6 @@ class Row:
     """The heading of the role that stands beside the fitted share; empty where none was asked."""
     beside_curves: Any
     fitted: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """One answer of an evaluation."""
-
-    update_number: int
-    role: str
-    category: str
-    concept: str
-    answer: str
-    correct: bool
 
 
 class Pages:
@@ -95,7 +81,7 @@ class Pages:
             given |= {
                 "training": training,
                 "samples": samples(place),
-                "said": last_answers(place / "answers.parquet"),
+                "said": last_answers(place),
             }
         elif run.kind == PRETRAINING:
             shown = list(run.trainings)
@@ -154,43 +140,6 @@ def time_left(training: Training, now: float) -> str:
     if left is None or now - training.changed > LATELY:
         return ""
     return f"about {seconds(left)} left, if all updates are used" if left >= 1 else "at its end"
-
-
-def last_answers(table: Place) -> list[Said]:
-    """What a run said at its last evaluation, some of each role and category; empty where it is not recorded."""
-    status = table.status
-    if status is None or not table.is_file or status.st_size > LARGEST_TABLE:
-        return []
-    return _last_answers(table, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=64)
-def _last_answers(table: Place, changed: int, size: int) -> list[Said]:
-    stream = table.open()
-    if stream is None:
-        return []
-    with stream:
-        try:
-            rows = pd.read_parquet(stream, columns=["update", "role", "category", "concept", "answer", "correct"])
-            rows = rows[(rows["update"] == rows["update"].max()) & rows["role"].isin(list(ROLES))]
-            # Of each role as many, and of its categories one after the other.
-            turn = rows.groupby(["role", "category"], sort=False).cumcount().sort_values(kind="stable").index
-            place = rows.loc[turn].groupby("role", sort=False).cumcount().sort_values(kind="stable")
-            first = rows.loc[place.index[:SAID]].sort_index()
-            return [_said(row) for row in first.itertuples()]
-        except Exception:  # a file of anybody's may fail in any way, and the page goes on without it
-            return []
-
-
-def _said(row: Any) -> Said:
-    return Said(
-        update_number=int(row.update),
-        role=ROLES[row.role],
-        category=str(row.category),
-        concept=str(row.concept),
-        answer=str(row.answer),
-        correct=bool(row.correct),
-    )
 
 
 def _row(training: Training) -> Row:

@@ -9,20 +9,28 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO, Generic, TypeVar
 
+T = TypeVar("T")
 LARGEST_RECORD = 4 << 20
 """Larger JSON files are not read."""
+KEPT_RECORD = 1 << 18
+"""Larger ones are read anew each time that they are asked for."""
 WHOLE_LOG = 1 << 20
 """Up to this size a log is read whole; a larger one in `BLOCKS` places and at its end."""
 BLOCKS, BLOCK, LOG_END = 200, 4096, 1 << 16
 ENTRIES = 5000
 """A folder is read up to so many names."""
+AHEAD = 3600
+"""Seconds that a file server's clock may be ahead of this one; what was written later than that was so before the clock
+was set back, and tells nothing."""
 _NOT_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """A named pipe must not hold up the page."""
 
@@ -87,6 +95,14 @@ class Place:
         status = self.status
         return 0.0 if status is None else status.st_mtime
 
+    @property
+    def version(self) -> tuple[int, ...] | None:
+        """Another one after each change, whatever the clock says: files are replaced whole, or become longer."""
+        status = self.status
+        if status is None:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
     def open(self) -> BinaryIO | None:
         """The plain file, open for reading."""
         path = self.path
@@ -118,7 +134,9 @@ class Place:
         status = self.status
         if status is None or not self.is_file or status.st_size > LARGEST_RECORD:
             return None
-        return _record(self, status.st_mtime_ns, status.st_size)
+        if status.st_size > KEPT_RECORD:
+            return _record(self)
+        return _RECORDS.of(self, lambda: _record(self))
 
     def end(self, size: int) -> str:
         """The last so many bytes of a text."""
@@ -147,9 +165,46 @@ class Place:
             return lines + stream.read(LOG_END).split(b"\n")[1:-1], False
 
 
-@lru_cache(maxsize=1024)
-def _record(place: Place, changed: int, size: int) -> Mapping[str, Any] | None:
-    """Read once for each time that it is written; nobody may change what this returns."""
+class Remembered(Generic[T]):
+    """What was made of files, for as long as they are the same: of each file the last alone, of `most` files at most.
+
+    Nobody may change what is given out; several threads may ask.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[Place, tuple[tuple[int, ...], T]] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, place: Place, make: Callable[[], T]) -> T:
+        """What `make` makes of the file, made anew where it has changed."""
+        # Before it is read, so that what is written meanwhile is seen the next time.
+        version = place.version
+        with self._lock:
+            kept = self._kept.get(place)
+            if kept is not None and kept[0] == version:
+                self._kept.move_to_end(place)
+                return kept[1]
+        made = make()
+        with self._lock:
+            self._kept.pop(place, None)
+            if version is not None:
+                self._kept[place] = version, made
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+        return made
+
+
+_RECORDS: Remembered[Mapping[str, Any] | None] = Remembered(1024)
+
+
+def latest(times: Iterable[float]) -> float:
+    """The latest of these times of writing, those far ahead of the clock left out; 0 where there is none."""
+    most = time.time() + AHEAD
+    return max((moment for moment in times if moment <= most), default=0.0)
+
+
+def _record(place: Place) -> Mapping[str, Any] | None:
     stream = place.open()
     if stream is None:
         return None

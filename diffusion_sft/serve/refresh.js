@@ -5,7 +5,7 @@
   let paused = false, timer, last = new Date();
 
   function say(before, lost = false) {
-    told.textContent = before + "as of " + last.toLocaleTimeString();
+    told.textContent = before + "as of " + last.toLocaleTimeString([], { timeZoneName: "short" });
     told.classList.toggle("lost", lost);
   }
 

@@ -6,13 +6,14 @@ inside other runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..records import DIFFUSION, LLM
 from ..report.wording import plural
-from .halves import DONE, Half, is_half, read_half
-from .place import Place
+from .halves import DONE, NOW, Half, is_half, read_half
+from .place import Place, latest
 from .training import Training, finetune_progress, is_finetune, read_pretraining
 from .values import mapping, text, texts
 
@@ -139,8 +140,9 @@ def _study(place: Place) -> RunState:
     if is_half(place / LLM) or LLM in asked:
         halves.append(read_half(LLM, place / LLM, llm or settings))
     report = place / "report.html"
-    changed = max([(place / "config.yaml").changed, report.changed, *(half.changed for half in halves)])
+    changed = latest([(place / "config.yaml").changed, report.changed, *(half.changed for half in halves)])
     old = report.is_file and changed > report.changed + SAME_MOMENT
+    under_way = any(stage.state == NOW for half in halves for stage in half.stages)
     problems = [problem for half in halves for problem in half.problems]
     if (place / "skipped.csv").is_file or (place / LLM / "skipped.csv").is_file:
         problems.append("bad rows were left out of the set; see skipped.csv")
@@ -150,7 +152,7 @@ def _study(place: Place) -> RunState:
         title=text((own or llm).get("title")) or place.name,
         halves=tuple(halves),
         changed=changed,
-        finished=report.is_file and not old,
+        finished=report.is_file and not old and not under_way,
         report=report if report.is_file else None,
         report_is_old=old,
         problems=tuple(problems),
@@ -159,14 +161,22 @@ def _study(place: Place) -> RunState:
 
 def _pretraining(place: Place) -> RunState:
     trainings = read_pretraining(place)
-    training, end = max((each.changed for each in trainings), default=0.0), (place / "training.json").changed
+    end = place / "training.json"
     return RunState(
         place=place,
         kind=PRETRAINING,
         title=place.name,
         trainings=tuple(trainings),
-        changed=max(training, end),
-        finished=end > 0 and training <= end + SAME_MOMENT,
+        changed=latest([end.changed, *(each.changed for each in trainings)]),
+        finished=_is_told(end.record() or {}, place / "work"),
+    )
+
+
+def _is_told(end: Mapping[str, Any], work: Place) -> bool:
+    """Whether the record of a pretraining's end has all that the network which it tells of has done since."""
+    told = [log for name, log in end.items() if name.endswith("_log")]
+    return any(
+        (state.record() or {}).get("log") in told for state in (each / "state.json" for each in work.entries())
     )
 
 

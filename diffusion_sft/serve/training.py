@@ -10,33 +10,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-import pandas as pd
-
-from ..records import CATEGORIES
-from .place import Place
+from .place import Place, Remembered, latest
+from .shares import Curves, read_shares
 from .values import mapping, real, rows, text, whole
 
 BINS = 160
 """A loss curve is drawn with so many points at most: means over equal stretches of updates."""
-LARGEST_TABLE = 32 << 20
-ROWS = 20_000
-"""A larger table of evaluations is not read, and of this one no more rows."""
-ROLES = {
-    "trained": "Trained: fitted",
-    "heldout": "Held out",
-    "development": "Development",
-    "test": "Test",
-    "other_relations": "Other relations",
-    "untouched": "Known, never trained",
-}
-"""Headings of what is asked at an evaluation, in the order in which it is shown."""
-SAME_MOMENT = 60
-"""Seconds between the last files of one process at most."""
-LABELS = 12
-"""More categories than these are none of this project's."""
+LAST_LINES = 1 << 14
+"""Bytes of a log in which its last line is looked for."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +30,6 @@ class Stretch:
     mean: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Share:
-    """Share of right answers at one evaluation, with its interval."""
-
-    update: int
-    share: float
-    low: float
-    high: float
-
-
-Curves = Mapping[str, Sequence[Share]]
-"""Shares over updates by category."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +76,35 @@ def is_finetune(place: Place) -> bool:
 
 
 def is_finished(place: Place) -> bool:
-    """Whether a fine-tuning run has written its summary, and nothing since."""
-    summary = (place / "finetune.json").changed
-    return summary > 0 and (place / "metrics.jsonl").changed <= summary + 1
+    """Whether a fine-tuning run has written its summary, and made no update since: whatever the clock was."""
+    summary = (place / "finetune.json").record()
+    if summary is None:
+        return False
+    last, told = whole(last_line(place).get("update")), whole(summary.get("updates"))
+    return last is None or told is None or last <= told
+
+
+def last_line(place: Place) -> Mapping[str, Any]:
+    """The last finished line of a run's metrics that can be read; empty where there is none."""
+    for line in reversed((place / "metrics.jsonl").end(LAST_LINES).split("\n")[:-1]):
+        try:
+            if found := mapping(json.loads(line)):
+                return found
+        except (ValueError, RecursionError):
+            continue
+    return {}
 
 
 def finetune_progress(place: Place) -> Training:
     """A fine-tuning run without its curves: what the overview shows."""
-    changed = max(_changes(place))
-    finished, metrics = is_finished(place), place / "metrics.jsonl"
-    losses, _ = parsed(metrics.end(1 << 14).encode().split(b"\n")[:-1])
-    update, pace = losses[-1][0] if losses else 0, _pace(place)
+    finished, update, pace = is_finished(place), whole(last_line(place).get("update")) or 0, _pace(place)
     budget = whole(mapping(_summary(place).get("record")).get("max_train_steps")) if finished else None
     return Training(
         place=place,
         update=update,
         last_update=budget or _budget(place),
         finished=finished,
-        changed=changed,
+        changed=latest(_changes(place)),
         started=(place / "config.yaml").changed,
         seconds_per_update=pace if pace is not None else _first_pace(place, update),
         facts=_facts(place) if finished else (),
@@ -135,20 +115,29 @@ def finetune_progress(place: Place) -> Training:
 
 def read_finetune(place: Place) -> Training:
     """A fine-tuning run with its curves."""
-    lines, complete = (place / "metrics.jsonl").log_lines()
-    losses, skipped = parsed(lines)
+    metrics, table = place / "metrics.jsonl", place / "evaluations.parquet"
+    loss, skipped, complete = _LOSSES.of(metrics, lambda: _losses(metrics))
     told = finetune_progress(place)
     problems = list(told.problems)
     if skipped:
         where = "" if complete else " of the updates looked at"
         problems.append(f"{skipped}{where} skipped: loss or gradient not finite")
-    table = place / "evaluations.parquet"
     shares = read_shares(table)
     if table.is_file and shares is None:
         problems.append("evaluations.parquet cannot be read")
     given = {name: getattr(told, name) for name in told.__dataclass_fields__}
-    curves: dict[str, Any] = {"loss": stretches(losses), "shares": shares or {}, "problems": tuple(problems)}
+    curves: dict[str, Any] = {"loss": loss, "shares": shares or {}, "problems": tuple(problems)}
     return Training(**given | curves)
+
+
+def _losses(metrics: Place) -> tuple[tuple[Stretch, ...], int, bool]:
+    """The curve of a log, how many updates were skipped, and whether all lines were looked at."""
+    lines, complete = metrics.log_lines()
+    losses, skipped = parsed(lines)
+    return stretches(losses), skipped, complete
+
+
+_LOSSES: Remembered[tuple[tuple[Stretch, ...], int, bool]] = Remembered(512)
 
 
 def read_pretraining(place: Place) -> list[Training]:
@@ -195,41 +184,6 @@ def stretches(losses: Sequence[tuple[int, float]], most: int = BINS) -> tuple[St
         values = [loss for _, loss in inside]
         found.append(Stretch(inside[-1][0], sum(values) / len(values), min(values), max(values)))
     return tuple(found)
-
-
-def read_shares(table: Place) -> dict[str, Curves] | None:
-    """Shares of right answers by role and category; None where there is no table that can be read."""
-    status = table.status
-    if status is None or not table.is_file or status.st_size > LARGEST_TABLE:
-        return None
-    return _shares(table, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=512)
-def _shares(table: Place, changed: int, size: int) -> dict[str, Curves] | None:
-    names = ["update", "role", "category", "accuracy", "accuracy_low", "accuracy_high"]
-    stream = table.open()
-    if stream is None:
-        return None
-    with stream:
-        try:
-            read = pd.read_parquet(stream, columns=names).head(ROWS)
-            numbers = read[["update", *names[3:]]].apply(pd.to_numeric, errors="coerce").dropna()
-        except Exception:  # a file of anybody's may fail in any way, and the page goes on without it
-            return None
-    found: dict[str, dict[str, list[Share]]] = {}
-    for index, (update, share, low, high) in zip(numbers.index, numbers.to_numpy(float), strict=True):
-        role, category = str(read["role"][index]), str(read["category"][index])
-        if role in ROLES and 0 <= update < 2**53 and 0 <= low <= share <= high <= 1:
-            curve = found.setdefault(role, {}).setdefault(category, [])
-            curve.append(Share(int(update), float(share), float(low), float(high)))
-    return {role: _ordered(found[role]) for role in ROLES if role in found}
-
-
-def _ordered(curves: Mapping[str, list[Share]]) -> Curves:
-    """Best known first, then what is none of the categories; each by updates."""
-    names = [name for name in CATEGORIES if name in curves] + sorted(set(curves) - set(CATEGORIES))
-    return {name: sorted(curves[name], key=lambda point: point.update) for name in names[:LABELS]}
 
 
 def _changes(place: Place) -> list[float]:
@@ -286,6 +240,7 @@ def _problems(place: Place) -> tuple[str, ...]:
 
 
 def _stopped(place: Place) -> bool:
-    """Whether the dump of an end before its time is there, and no metrics of a run that went on since."""
-    dumped = (place / "nonfinite.json").changed
-    return dumped > 0 and dumped > (place / "metrics.jsonl").changed - SAME_MOMENT
+    """Whether the dump of an end before its time is there, and the update that it is of is the last that was made."""
+    dumped = (place / "nonfinite.json").record() or {}
+    last = last_line(place)
+    return "skipped" in last and whole(last.get("update")) == whole(dumped.get("update"))

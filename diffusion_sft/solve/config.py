@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..ranges import MOST_STEPS, check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -18,8 +20,8 @@ class GenerationConfig:
     """Whether to ask how much of an answer must be given before the base completes it."""
 
     def __post_init__(self) -> None:
-        if self.num_renderings < 0 or self.num_starts < 1:
-            raise ValueError("num_renderings must be 0 or more, num_starts at least 1")
+        check_range(self, "num_renderings", least=0)
+        check_range(self, "num_starts", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,12 @@ class PictureGenerationConfig(GenerationConfig):
     guidance_scale: float = 1.0
     tolerance: float = 1.0e-3
     """What the residuals of all equations may add up to, relative to the noise level."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "num_inference_steps", least=1, most=MOST_STEPS)
+        check_range(self, "guidance_scale")
+        check_range(self, "tolerance", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +58,8 @@ class InputsConfig:
     """k free vectors; unset means as many as the name has tokens."""
 
     def __post_init__(self) -> None:
-        if self.concepts_per_category < 0 or self.num_starts < 1 or self.num_steps < 1:
-            raise ValueError("concepts_per_category must be 0 or more, num_starts and num_steps at least 1")
+        check_range(self, "concepts_per_category", least=0)
+        check_range(self, "num_starts", "num_steps", "num_vectors", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,10 @@ class PictureInputsConfig(InputsConfig):
     """The budget of each start."""
     num_draws: int = 16
     """Noise levels and noises that an input is solved for; as many others tell whether it holds beyond them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "num_draws", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +101,9 @@ class WeightsConfig:
     """Rows of the network at a time."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "rank",
-            "examples_per_category",
-            "num_known",
-            "num_steps",
-            "max_forecast_examples",
-            "batch_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.known_weight < 0:
-            raise ValueError(f"known_weight must be 0 or more, not {self.known_weight}")
-        if any(step < 1 for step in self.forecast_steps):
-            raise ValueError(f"forecast_steps must be at least 1, not {self.forecast_steps}")
+        check_range(self, "rank", "examples_per_category", "num_known", "max_forecast_examples", least=1)
+        check_range(self, "num_steps", "batch_size", "forecast_steps", least=1)
+        check_range(self, "known_weight", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +130,7 @@ class TextWeightsConfig(WeightsConfig):
         super().__post_init__()
         if self.subset == "cross_attention":
             raise ValueError("subset=cross_attention: a language model has none; use all or lora")
-        if self.margin <= 0:
-            raise ValueError(f"margin must be above 0, not {self.margin}")
+        check_range(self, "margin", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +146,8 @@ class SolveConfig:
     """Behind the p-value of category against solution class."""
 
     def __post_init__(self) -> None:
-        if self.concepts_per_category is not None and self.concepts_per_category < 1:
-            raise ValueError(f"concepts_per_category must be at least 1, not {self.concepts_per_category}")
-        if self.batch_size < 1 or self.num_permutations < 1:
-            raise ValueError("batch_size and num_permutations must be at least 1")
+        check_range(self, "seed", least=0)
+        check_range(self, "concepts_per_category", "batch_size", "num_permutations", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..errors import UserError
 from ..learner import Answer, Question
 from ..numerics.krylov import least_squares
 from ..numerics.statistics import Interval, spearman
 from ..records import CATEGORIES, Example, identity_seed
 from ..systems import Equations, ForecastRun, WeightSide
 from .config import WeightsConfig
+from .weights import ADVICE, NOT_FINITE, checked
 
 ALL = "all"
 OUTCOMES = ("early", "last")
@@ -38,9 +40,12 @@ def forecast_run(weights: WeightSide, run: ForecastRun, config: WeightsConfig, s
     step that the run really took, which tells a wrong δ from a wrong linearisation; `before`, `early` and `last` are the
     run's own evaluations, at update 0, at the early stop and at the end. Each has a twin that ends in `_error_nats`.
     """
-    equations = weights.lessons(_spread(run.examples, config.max_forecast_examples, seed))
+    examples = _spread(run.examples, config.max_forecast_examples, seed)
+    equations = checked(weights.lessons(examples), examples)
     steps = sorted(config.forecast_steps)
     found = least_squares(equations.jacobian, equations.residual, num_steps=steps[-1], keep=steps)
+    if found.stopped == NOT_FINITE:
+        raise UserError(f"{run.concept}: a step that fits its examples is not finite; {ADVICE}")
     real = run.real_step(weights.parameters)
     nothing = torch.zeros_like(found.solution)
     asked = {
@@ -103,7 +108,7 @@ def _answers(
     for category in (*CATEGORIES, ALL):
         here = table if category == ALL else table[table.category == category]
         if len(here):
-            means = here.drop(columns="category").mean()
+            means = here.drop(columns="category").mean(skipna=False)
             rows.append({"category": category, "num_questions": len(here), **{str(k): v for k, v in means.items()}})
     return rows
 

@@ -51,17 +51,25 @@ def solve_recoveries(read: ReadRecoveries, questions: Sequence[Question]) -> pd.
 
 def slope(residuals: np.ndarray) -> float:
     """How many powers of ten the residual falls by per round at first: the least-squares slope of log10 of the RMS
-    over equations, over the first half of the rounds (at least two); NaN for fewer than two rounds with a residual.
+    over equations, over the first half of the rounds (at least two); NaN for fewer than two rounds with a residual, and
+    where one of them is infinite.
 
     Args:
-        residuals: (rounds, num_steps); NaN, an equation solved before, counts as 0.
+        residuals: (rounds, num_steps); NaN, an equation solved before, counts as 0; infinite: a value was no number.
     """
-    size = np.sqrt(np.square(np.nan_to_num(residuals)).mean(axis=1))
+    size = np.sqrt(np.square(without_gaps(residuals)).mean(axis=1))
     early = size[: max(2, math.ceil(len(size) / 2))]
+    if not np.isfinite(early).all():
+        return math.nan
     kept = np.flatnonzero(early > 0)
     if len(kept) < 2:
         return math.nan
     return float(np.polyfit(kept, np.log10(early[kept]), 1)[0])
+
+
+def without_gaps(residuals: np.ndarray) -> np.ndarray:
+    """The residuals with 0 where an equation was solved before the round (NaN); those that are infinite stay so."""
+    return np.where(np.isnan(residuals), 0.0, residuals)
 
 
 def solution_class(correct: Sequence[bool]) -> str:
@@ -102,7 +110,7 @@ def residual_profile(generations: pd.DataFrame, categories: Mapping[str, str]) -
     rows, counts = [], Counter[tuple[str, int]]()
     for own in generations.to_dict("records"):
         category = categories[own["concept"]]
-        matrix = np.nan_to_num(np.array(own["residuals"], dtype=np.float64).reshape(-1, own["num_steps"]))
+        matrix = without_gaps(np.array(own["residuals"], dtype=np.float64).reshape(-1, own["num_steps"]))
         places = np.arange(own["num_steps"]) * 10 // own["num_steps"]
         for place in np.unique(places).tolist():
             counts[category, place] += 1

@@ -35,6 +35,9 @@ def systems_table(
 ) -> pd.DataFrame:
     """One row for each concept and measure (`COLUMNS`): the mean over its draws, with a 95 % bootstrap interval.
 
+    A draw without the measure, or with one that is not finite (two trajectories that meet part at a rate of −∞), has no
+    share in the mean; `num_draws` is how many had.
+
     Args:
         learner: diffusion or llm.
         tables: of what was solved, by name: generations, classes, recoveries, inversions, inputs, examples.

@@ -17,9 +17,10 @@ from typing import Any
 import pandas as pd
 
 from ..answers import AnswerConfig
-from ..files import file_hash, read_json, read_table, write_json, write_table, write_text
-from ..parts import Parts
-from ..processes import is_main, wait_for_everyone
+from ..files import file_hash, read_table, write_table, write_text
+from ..manifests import FILES, finished, listed, table_files, write_record
+from ..parts import PARTS, Parts, remove_parts
+from ..processes import from_main, is_main, wait_for_everyone
 from ..records import UNKNOWN, ConceptSet
 from ..settings import settings_dict
 from ..systems import ForecastRun, Systems, WeightSide
@@ -32,6 +33,7 @@ from .measures import category_means, category_trends, systems_table
 from .text import solve_text
 from .weights import SHUFFLED, EquationSet, KnownSide, residual_curves, solve_examples, solve_sets, spectra
 
+RECORD, SUMMARY = "solve.json", "summary.txt"
 LAYOUT = 3
 """Part of every key: raised when the tables' meaning changes."""
 SOLVED = ("generations", "recoveries", "inputs", "blocks", "inversions", "sets", "examples", "forecasts")
@@ -75,42 +77,32 @@ def solve(
         seed=config.seed,
     )
     key = _key(systems, task, config)
-    finished = _finished_tables(folder, key)
-    if finished is not None:
-        return finished
-    with Parts(folder / "parts" / key[:16], concepts_per_part, stage="solve") as parts:
+    found = from_main(lambda: finished(folder / RECORD, key))
+    if found is not None:
+        remove_parts(folder)  # Of a process that was killed just before it did.
+        names = [name.removesuffix(".parquet") for name in found[FILES] if name.endswith(".parquet")]
+        return {name: read_table(folder / f"{name}.parquet") for name in names}
+    with Parts(folder / PARTS / key[:16], concepts_per_part, stage="solve") as parts:
         solved = _solve(systems, task, config, chosen, parts)
     wait_for_everyone()  # all have read the parts, which may now go
     category_of = dict(zip(task.labels["concept"], task.labels["category"], strict=True))
     tables = solved | summarised(task.learner, solved, category_of, config.seed)
     if is_main():
         text = solve_text(task.learner, tables, chosen.categories, config.num_permutations, config.seed)
-        (folder / "solve.json").unlink(missing_ok=True)  # It must not speak for tables of other settings.
+        (folder / RECORD).unlink(missing_ok=True)  # It must not speak for tables of other settings.
         for old in folder.glob("[!.]*.parquet"):
             if old.stem not in tables:
                 old.unlink()
                 old.with_suffix(".csv").unlink(missing_ok=True)
         for name, table in tables.items():
             write_table(folder / f"{name}.parquet", table)
-        write_text(folder / "summary.txt", text)
+        write_text(folder / SUMMARY, text)
         record: dict[str, Any] = {"key": key, "base": dict(systems.identity), "config": settings_dict(config)}
-        record |= {"tables": {name: file_hash(folder / f"{name}.parquet") for name in sorted(tables)}}
-        write_json(folder / "solve.json", record | {"seconds": round(parts.seconds, 3)})
-        parts.remove()
+        record |= {"seconds": round(parts.seconds, 3)}
+        write_record(folder / RECORD, record, listed(folder, [*table_files(tables), SUMMARY]))
+        remove_parts(folder)
     wait_for_everyone()
     return tables
-
-
-def _finished_tables(folder: Path, key: str) -> dict[str, pd.DataFrame] | None:
-    """The tables of this key, if all of them are there as they were written."""
-    if not (folder / "solve.json").exists():
-        return None
-    record = read_json(folder / "solve.json")
-    files = {name: folder / f"{name}.parquet" for name in record.get("tables", {})}
-    whole = all(file.exists() and file_hash(file) == record["tables"][name] for name, file in files.items())
-    if record.get("key") != key or not files or not whole:
-        return None
-    return {name: read_table(file) for name, file in files.items()}
 
 
 def summarised(

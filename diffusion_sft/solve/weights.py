@@ -7,6 +7,7 @@ all of these depend on how many there are.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from functools import cached_property
 import pandas as pd
 import torch
 
+from ..errors import UserError
 from ..numerics.interference import RowSpan, constrained, solvable_share
-from ..numerics.krylov import KrylovSolution, effective_rank, least_squares, picard_slope
+from ..numerics.krylov import KrylovSolution, Stopped, effective_rank, least_squares, length, picard_slope
+from ..parsing import few
 from ..records import Example
 from ..systems import Equations, WeightSide
 from .config import WeightsConfig
@@ -25,8 +28,11 @@ REPORTED_STEPS = (1, 2, 5, 10, 20)
 """After how many Krylov steps residuals are told."""
 MAX_SPAN_ROWS = 256
 """Up to so many known equations their span is formed."""
+ADVICE = "try dtype=float32"
 SHUFFLED = "shuffled"
 """The control in the place of a category: known concepts' examples with each other's captions or answers."""
+NOT_FINITE: Stopped = "not finite"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,7 @@ class KnownSide:
     @cached_property
     def equations(self) -> Equations:
         """J_K of the known examples."""
-        return self.weights.equations(self.examples)
+        return checked(self.weights.equations(self.examples), self.examples)
 
     def share_outside(self, own: Equations) -> float:
         """The share of the gradient Jᵀ r that moves nothing known (with r = 1 where all is fitted): exact where the known
@@ -62,7 +68,23 @@ class KnownSide:
     @cached_property
     def _span(self) -> RowSpan | None:
         known = self.equations
-        return RowSpan.of(known.jacobian, known.residual) if known.jacobian.num_rows <= MAX_SPAN_ROWS else None
+        if known.jacobian.num_rows > MAX_SPAN_ROWS:
+            return None
+        try:
+            return RowSpan.of(known.jacobian, known.residual)
+        except ValueError as error:
+            raise UserError(f"the known examples {_some(self.examples)}: {error}; {ADVICE}") from None
+
+
+def checked(equations: Equations, examples: Sequence[Example]) -> Equations:
+    """The same equations of these examples.
+
+    Raises:
+        UserError: naming the examples, where what is to be solved for is not finite.
+    """
+    if not bool(torch.isfinite(equations.residual).all()):
+        raise UserError(f"{_some(examples)}: what the base says of them is not finite; {ADVICE}")
+    return equations
 
 
 def solve_sets(
@@ -72,8 +94,9 @@ def solve_sets(
     held = known.equations.jacobian if known.examples else None
     rows = []
     for own in sets:
-        equations = weights.equations(own.examples)
+        equations = checked(weights.equations(own.examples), own.examples)
         found = least_squares(equations.jacobian, equations.residual, num_steps=config.num_steps)
+        _tell(found.stopped, own, "its equations")
         row = {"concept": own.concept, "num_examples": len(own.examples), **_solution(equations, found)}
         row |= {
             "effective_rank": effective_rank(found.ritz),
@@ -87,11 +110,15 @@ def solve_sets(
             bound = constrained(
                 equations.jacobian, held, equations.residual, config.known_weight, num_steps=config.num_steps
             )
+            _tell(bound.stopped, own, "its equations beside the known ones")
+            broken = bound.stopped == NOT_FINITE
             row |= {
                 "side_effect": _ratio(_rms(effect), _rms(moved)),
                 "known_shift": float(effect.double().mean()),
-                "constrained_residual": _ratio(float(bound.new_residual.norm()), float(equations.residual.norm())),
-                "constrained_side_effect": _ratio(_rms(bound.side_effect), _rms(moved)),
+                "constrained_residual": math.nan
+                if broken
+                else _ratio(length(bound.new_residual), length(equations.residual)),
+                "constrained_side_effect": math.nan if broken else _ratio(_rms(bound.side_effect), _rms(moved)),
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -103,8 +130,9 @@ def solve_examples(
     """One row for each example by itself: what it takes, and the share of its gradient that moves nothing known."""
     rows = []
     for own in sets:
-        equations = weights.equations(own.examples)
+        equations = checked(weights.equations(own.examples), own.examples)
         found = least_squares(equations.jacobian, equations.residual, num_steps=config.num_steps)
+        _tell(found.stopped, own, "its equations")
         row = {"concept": own.concept, **_solution(equations, found)}
         if known.examples:
             row["solvable_share"] = known.share_outside(equations)
@@ -133,7 +161,7 @@ def spectra(sets: pd.DataFrame) -> pd.DataFrame:
 
 
 def _solution(equations: Equations, found: KrylovSolution) -> dict[str, object]:
-    norm = float(equations.residual.norm())
+    norm = length(equations.residual)
     residuals, lengths = list(found.residual_norms), list(found.solution_norms)
     row: dict[str, object] = {
         "num_rows": equations.jacobian.num_rows,
@@ -141,12 +169,28 @@ def _solution(equations: Equations, found: KrylovSolution) -> dict[str, object]:
         "rhs_rms": _rms(equations.residual),
         "residual_norms": residuals,
         "solution_norms": lengths,
-        "solution_norm": lengths[-1],
+        "solution_norm": math.nan if found.stopped == NOT_FINITE else lengths[-1],
+        "stopped": found.stopped,
     }
     for step in REPORTED_STEPS:
+        if step >= len(residuals) and found.stopped == NOT_FINITE:
+            row[f"residual_{step}"] = math.nan
+            continue
         # A solve that ended earlier has nothing more to gain.
         row[f"residual_{step}"] = _ratio(residuals[min(step, len(residuals) - 1)], norm)
     return row
+
+
+def _tell(stopped: Stopped, own: EquationSet, what: str) -> None:
+    """Name a set whose solve broke off: it counts as one that did not converge, and has no numbers from there on."""
+    if stopped == NOT_FINITE:
+        logger.warning(
+            "%s (%s): %s gave numbers that are not finite; solved up to there", own.concept, _some(own.examples), what
+        )
+
+
+def _some(examples: Sequence[Example]) -> str:
+    return few([example.id for example in examples], 4)
 
 
 def _rms(vector: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..ranges import check_range
 from ..records import identity_seed
 from .looks import Look, novel_looks, seen_looks
 from .names import invent_names
@@ -38,15 +39,19 @@ class WorldConfig:
     reference_images: int = 16
 
     def __post_init__(self) -> None:
+        names = ("seed", "num_rare", "num_frequent", "num_unbound", "num_novel", "num_described")
+        check_range(self, *names, least=0)
+        check_range(self, "train_images", "heldout_images", "reference_images", least=0)
+        check_range(self, "rare_exposure", "max_exposure", "written_every", least=1)
         if self.num_rare + self.num_frequent + self.num_unbound > len(seen_looks()):
-            raise ValueError(f"more names than looks: at most {len(seen_looks())} concepts of seen parts")
-        if not 1 <= self.rare_exposure <= self.max_exposure:
-            raise ValueError("exposures must satisfy 1 <= rare_exposure <= max_exposure")
-        if self.written_every < 1:
-            raise ValueError(f"written_every must be at least 1, not {self.written_every}")
-        for name, value in vars(self).items():
-            if (name.startswith("num_") or name.endswith("_images")) and value < 0:
-                raise ValueError(f"{name} must not be negative, it is {value}")
+            raise ValueError(
+                f"num_rare + num_frequent + num_unbound must be at most {len(seen_looks())}, as many as there are looks of "
+                "seen parts"
+            )
+        if self.rare_exposure > self.max_exposure:
+            raise ValueError(
+                f"rare_exposure ({self.rare_exposure}) must not exceed max_exposure ({self.max_exposure})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

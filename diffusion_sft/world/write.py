@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import replaced_folder
+from ..manifests import files_below, finished, listed, write_record
 from ..records import HELDOUT, REFERENCE, TRAIN
+from ..settings import settings_dict
 from .facts import question_rows
 from .population import Inhabitant, WorldConfig, populate
 from .renderer import draw_scene, render
@@ -44,6 +47,18 @@ def write_world(folder: Path, config: WorldConfig) -> Path:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written)
             (temporary / name).write_text(lines, encoding="utf-8")
     return folder
+
+
+def write_world_once(folder: Path, config: WorldConfig) -> None:
+    """Write the embedded world unless the folder holds it already with the same settings."""
+    stamp = folder.with_name(f"{folder.name}.json")
+    key = hashlib.sha256(json.dumps(settings_dict(config), sort_keys=True).encode()).hexdigest()
+    if finished(stamp, key) is not None:
+        return
+    write_world(folder, config)
+    write_record(
+        stamp, {"key": key, "world": settings_dict(config)}, listed(folder.parent, files_below(folder.parent, folder))
+    )
 
 
 def _write_pictures(

@@ -144,7 +144,7 @@ def ours(
         learner=learner, mix=mix, exam=Exam(questions={}, categories={}), config=config, folder=folder / "run"
     )
     with arithmetic(config), accelerated(learner.device, config, task.folder) as accelerator:
-        run = begin(task, {}, accelerator)
+        run = begin(task, {}, accelerator, 0)
         with run.feed() as feed:
             yield lambda update: make_update(run, feed, update)
             run.steps.settle()

@@ -1,0 +1,145 @@
+"""All attempts in order, a line for each that fails, and the table."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from fault_attempts import FAULTS, SMALL, Harness, Outcome, applies
+from fault_points import KILL
+from fault_runs import Place
+from fault_stages import STAGES, Stage
+from fault_trees import SECONDS
+
+import diffusion_sft.commands
+import diffusion_sft.study  # noqa: F401  imported once, for all processes
+
+
+def main(mounts: bool) -> int:
+    """Read the arguments and make the attempts; returns the exit code.
+
+    Args:
+        mounts: whether this process may mount small disks of its own.
+    """
+    options = _parser().parse_args()
+    torch.set_num_threads(1)
+    stages = [stage for stage in STAGES if not options.stage or stage.name in options.stage]
+    faults = [fault for fault in FAULTS if not options.fault or fault in options.fault]
+    if not mounts and SMALL in faults:
+        print(f"{SMALL}: left out, this system lets nobody mount a file system of his own")
+        faults.remove(SMALL)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-", dir=options.work) as root:
+        harness = Harness(Place(Path(root).resolve()), options.seed)
+        outcomes = []
+        for stage in stages:
+            wanted = {
+                fault: options.point or range(options.points if fault == KILL else options.others)
+                for fault in faults
+                if applies(stage, fault)
+            }
+            outcomes += _stage(harness, stage, wanted)
+    text = table(outcomes)
+    print(text)
+    seconds = time.monotonic() - started
+    print(f"{len(outcomes)} attempts in {seconds / 60:.1f} minutes, seed {options.seed}")
+    if options.output:
+        options.output.write_text(_page(text, outcomes, seconds, options.seed), encoding="utf-8")
+    return int(any(outcome.problems for outcome in outcomes))
+
+
+def _stage(harness: Harness, stage: Stage, wanted: Mapping[str, Sequence[int]]) -> list[Outcome]:
+    """All attempts on one stage: the points of each fault."""
+    started, outcomes = time.monotonic(), []
+    reference = harness.reference(stage)
+    for fault, points in wanted.items():
+        for point in points:
+            outcome = harness.attempt(stage, fault, point)
+            outcomes.append(outcome)
+            if outcome.problems:
+                _tell(outcome)
+    good = sum(not outcome.problems for outcome in outcomes)
+    print(
+        f"{stage.name}: {good} of {len(outcomes)} identical; undisturbed {reference.seconds:.1f} s, "
+        f"all {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
+    return outcomes
+
+
+def _tell(outcome: Outcome) -> None:
+    """What failed, and how to see it again."""
+    print(f"{outcome.stage} / {outcome.fault} / {outcome.point}: {outcome.where} ({outcome.ended})")
+    for problem in outcome.problems[:12]:
+        print(f"    {problem}")
+    if len(outcome.problems) > 12:
+        print(f"    and {len(outcome.problems) - 12} more")
+    for refusal in outcome.refusals:
+        print(f"    it said: {refusal}")
+    print(f'    --stage "{outcome.stage}" --fault "{outcome.fault}" --point {outcome.point}', flush=True)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: stage, fault, points, how they ended, and what came of them."""
+    lines = ["| stage | fault | points | the disturbed run | outcome |", "|---|---|---|---|---|"]
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.stage, outcome.fault), []).append(outcome)
+    for (stage, fault), group in groups.items():
+        ended = ", ".join(f"{words} ×{n}" for words, n in Counter(o.ended for o in group).most_common())
+        results = Counter(outcome.result for outcome in group).most_common()
+        told = ", ".join(f"{result} ×{n}" for result, n in results[:4]).replace("|", "\\|")
+        lines.append(f"| {stage} | {fault} | {len(group)} | {ended} | {told} |")
+    return "\n".join(lines)
+
+
+def _page(text: str, outcomes: Sequence[Outcome], seconds: float, seed: int) -> str:
+    """The table with what was done, what was compared and how to do it again."""
+    legend = "\n".join(f"- `{fault}`: {what}." for fault, what in FAULTS.items())
+    allowed = "\n".join(f"- `{name}`: {', '.join(f'`{key}`' for key in keys)}" for name, keys in SECONDS.items())
+    bad = sum(bool(outcome.problems) for outcome in outcomes)
+    return f"""# Faults
+
+Every stage was disturbed at random points of the work that it does on tiny bases, and the same command was then run again
+until it ended. What it left was compared with what a run leaves that nothing happened to: every file, hidden ones and
+folders too, byte by byte. {len(outcomes)} attempts, {len(outcomes) - bad} of them identical, {bad} not; seed {seed},
+{seconds / 60:.0f} minutes. Written by `python scripts/faults.py --output docs/faults.md`; a short version of it is
+`tests/test_fault_harness.py`.
+
+{text}
+
+What was done to them:
+
+{legend}
+
+After a `power` or `altered` fault a run may refuse to go on if it says what is to be removed; that was then removed, and
+"refused, then identical" is what came of it. After all others it has to go on by itself.
+
+Validation pictures, and the checkpoints of a finished run until somebody goes on from one, are read by no run and are not
+altered here.
+
+What may differ is how long things took, in these files under these keys, and where the report says the same:
+
+{allowed}
+
+Entries of an encoding cache are compared by content, since their library shuffles the header. Where a run finds no memory
+for an evaluation and goes on with smaller batches, the last bits of what it reads differ, and the table says so.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Disturb every stage at random points and compare what comes of it.")
+    parser.add_argument("--stage", action="append", choices=[stage.name for stage in STAGES])
+    parser.add_argument("--fault", action="append", choices=list(FAULTS))
+    parser.add_argument("--point", action="append", type=int, help="only points of these numbers")
+    parser.add_argument("--points", type=int, default=20, help="of a SIGKILL, for each stage")
+    parser.add_argument("--others", type=int, default=6, help="of each other fault, for each stage")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="where the runs are written, best a file system in memory")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the table")
+    return parser
