@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from .errors import UserError
-from .parsing import printable
+from .parsing import first_line, printable
 from .settings import load_settings, settings_yaml
 
 VERBS = {
@@ -60,6 +59,7 @@ A mistake in settings or data ends with one line on stderr and exit code 2."""
 
 
 _FULL = "make room and run the same command again"
+_SMALLER = "lower the stage's batch_size (train_batch_size of a fine-tuning) and run the same command again to go on"
 _PLACE = "choose another folder, or change what may be done in it"
 _ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL) | dict.fromkeys(
     (*(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),),
@@ -84,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = printable(str(error.filename or "the disk"))
         print(f"diffusion-sft: {where}: {error.strerror}; {advice}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        reason = printable(first_line(error))[:200]
+        print(f"diffusion-sft: no memory left ({reason}); {_SMALLER}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("diffusion-sft: stopped; run the same command again to go on", file=sys.stderr)
@@ -166,13 +172,15 @@ def _check_output(output_dir: str) -> None:
     """
     if not output_dir.strip():
         raise UserError("output_dir is empty: give the folder to write to")
-    from .files import PARTIAL  # Not above: `--help` is to answer at once.
+    from .files import partial_path  # Not above: `--help` is to answer at once.
 
     place = Path(output_dir)
     try:
         while not place.exists() and place != place.parent and not place.is_symlink():
             place = place.parent
-        Path(tempfile.mkdtemp(dir=place, prefix=PARTIAL)).rmdir()
+        tried = partial_path(place / Path(output_dir).name)
+        tried.mkdir()
+        tried.rmdir()
     except OSError as error:
         raise UserError(
             f"output_dir={printable(output_dir[:200])}: nothing can be written to {printable(str(place)[:200])} "

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from .parsing import first_line, printable
 
 PARTIAL = ".partial-"
 """How the names of files and folders begin that are not whole yet, or are on their way out."""
+_PARTIAL = re.compile(
+    re.escape(PARTIAL) + r"(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d{1,10})-[0-9a-f]{8}(\..*)?", re.DOTALL
+)
 OLD = re.compile(r"\.(?P<name>.+)\.old\.[0-9a-f]{8}")
 """A folder that was being replaced, and is put back if its successor never came."""
 
@@ -34,7 +38,7 @@ def replaced(path: Path) -> Iterator[Path]:
     What a killed process leaves of it bears a name that begins with `PARTIAL` (see `locks`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, path.suffix)
+    temporary = partial_path(path, path.suffix)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
@@ -53,7 +57,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
-    temporary = _beside(path)
+    temporary = partial_path(path)
     try:
         temporary.mkdir()
         yield temporary
@@ -90,15 +94,46 @@ def recover_folder(path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder that is named after what it holds; it loses its name first, so that no half ever bears it."""
-    doomed = _beside(path)
+    doomed = partial_path(path)
     os.replace(path, doomed)
     _sync_folder(path.parent)
     shutil.rmtree(doomed)
 
 
-def _beside(path: Path, suffix: str = "") -> Path:
-    """A new name in the same folder; the suffix says to libraries what kind of file to write."""
-    return path.with_name(f"{PARTIAL}{path.name[:64]}.{secrets.token_hex(4)}{suffix}")
+def partial_path(path: Path, suffix: str = "") -> Path:
+    """A new name beside `path` that says whose it is; the suffix says to libraries what kind of file to write."""
+    return path.with_name(f"{PARTIAL}{path.name[:64]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+
+
+def partial_owner(name: str) -> tuple[str, bool] | None:
+    """Of a name that `partial_path` made: the name beside which it stood (its first 64 characters), and whether the process
+    that made it is known to be dead. None for other names."""
+    found = _PARTIAL.fullmatch(name)
+    if found is None:
+        return None
+    if found["host"] != _host():
+        return found["name"], False
+    try:
+        os.kill(int(found["pid"]), 0)
+    except ProcessLookupError:
+        return found["name"], True
+    except (OSError, OverflowError):
+        return found["name"], False
+    return found["name"], False
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove what dead processes of this machine left unfinished in a folder that several may write to at once."""
+    for place, folders, files in os.walk(folder):
+        for name in (*files, *folders):
+            if (owner := partial_owner(name)) is not None and owner[1]:
+                path = Path(place, name)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if not name.startswith(PARTIAL)]
+
+
+def _host() -> str:
+    return hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
 
 
 def _raise_plain(error: BaseException, path: Path) -> None:

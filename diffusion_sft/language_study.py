@@ -17,6 +17,7 @@ import torch
 
 from .answers import AnswerConfig
 from .learners.language import LANGUAGE_LAYOUT, LanguageLearner
+from .learners.language_loading import inspect_language_model
 from .learners.prompts import ClosedBook, FewShot, Prompts
 from .plan import LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
 from .probe import ProbeResult, probe, text_samples
@@ -88,6 +89,10 @@ class LanguageStudy(Story):
             self._base = self._load(chosen_dtype(self.own.dtype, self.device), prompts, self.own.device_map)
         learner: LanguageLearner = self._base
         return learner
+
+    def check_base(self) -> None:
+        """Of a folder or a Hub id."""
+        inspect_language_model(self.own.base, self.own.revision)
 
     def read_concepts(self) -> ConceptSet:
         """Read the questions, or those of the embedded world."""

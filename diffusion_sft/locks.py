@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .errors import UserError
-from .files import OLD, PARTIAL, recover_folder
+from .files import OLD, PARTIAL, partial_owner, recover_folder
 from .parsing import printable
 
 LACKING = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -59,14 +58,15 @@ def _clear(folder: Path) -> None:
     Folders below that another process works in are left alone.
     """
     recover_folder(folder)
-    for unfinished in folder.parent.glob(f"{PARTIAL}{glob.escape(folder.name[:64])}.????????"):
-        shutil.rmtree(unfinished)
+    for beside in folder.parent.glob(f"{PARTIAL}*"):
+        if partial_owner(beside.name) == (folder.name[:64], True) and beside.is_dir():
+            shutil.rmtree(beside)
     for place, folders, files in os.walk(folder):
         for name in files:
-            if name.startswith(PARTIAL):
+            if partial_owner(name) is not None:
                 Path(place, name).unlink(missing_ok=True)
         for name in list(folders):
-            if name.startswith(PARTIAL):
+            if partial_owner(name) is not None:
                 folders.remove(name)
                 shutil.rmtree(Path(place, name))
             elif found := OLD.fullmatch(name):

@@ -38,7 +38,7 @@ from .learner import Learner
 from .machine import hardware, pick_device, versions
 from .manifests import read_record, write_record
 from .plan import RAY, PlannedRun, StudyConfig
-from .processes import is_main, process_count, process_device, wait_for_everyone
+from .processes import is_main, main_first, process_count, process_device, wait_for_everyone
 from .records import ConceptSet, Draws
 from .reference import load_reference
 from .settings import settings_dict, settings_yaml
@@ -74,7 +74,11 @@ class Story(ABC):
         self.device = study_device(config.device)
         self.seconds: dict[str, float] = {}
         self._base: Any = None
-        self.concept_set = self.read_concepts() if concept_set is None else concept_set
+        if concept_set is None:
+            with main_first():  # It may come from the Hub.
+                self.check_base()
+            concept_set = self.read_concepts()
+        self.concept_set = concept_set
 
     def run(self, until: str) -> Any:
         """Run every stage up to `until` that was not run yet; returns what that one gives."""
@@ -93,6 +97,10 @@ class Story(ABC):
     @abstractmethod
     def stages(self) -> Mapping[str, Callable[[], Any]]:
         """What this half does in each of `STAGES`; those that it does not have are left out."""
+
+    @abstractmethod
+    def check_base(self) -> None:
+        """Look at the base's files before anything is made for it; UserError where it could not be loaded."""
 
     @abstractmethod
     def read_concepts(self) -> ConceptSet:

@@ -30,9 +30,11 @@ from .evaluate import (
 )
 from .evaluate.cache import FeatureCache
 from .executing import on_ray, ray_joined
+from .files import user_path
 from .language_study import LanguageStudy
 from .learner import PIPELINE_LAYOUT
 from .learners.diffusion import DiffusionLearner
+from .learners.loading import inspect_pipeline
 from .locks import locked
 from .machine import evaluations_per_second
 from .plan import RAY, PlannedRun, StudyConfig, planned_runs
@@ -169,6 +171,11 @@ class DiffusionStudy(Story):
         size, batch_size = (self.base().resolution, self.base().resolution), self.config.evaluate.batch_size
         cache = FeatureCache(self.folder / "evaluate" / "features", self.extractor(), size, batch_size)
         return nearest_concept_reader(cache, files)
+
+    def check_base(self) -> None:
+        """Of a folder or a Hub id; a single file is looked at when it is loaded."""
+        if not user_path(self.config.base).is_file():
+            inspect_pipeline(self.config.base, revision=self.config.revision, variant=self.config.variant)
 
     def read_concepts(self) -> ConceptSet:
         """Read the pictures, or those of the embedded world."""

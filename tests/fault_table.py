@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from fault_trees import SECONDS
 
 import diffusion_sft.commands
 import diffusion_sft.study  # noqa: F401  imported once, for all processes
+from diffusion_sft.files import read_json, write_json
 
 
 def main(mounts: bool) -> int:
@@ -27,6 +29,8 @@ def main(mounts: bool) -> int:
         mounts: whether this process may mount small disks of its own.
     """
     options = _parser().parse_args()
+    if options.join:
+        return _finish(options, *_loaded(options.join))
     torch.set_num_threads(1)
     stages = [stage for stage in STAGES if not options.stage or stage.name in options.stage]
     faults = [fault for fault in FAULTS if not options.fault or fault in options.fault]
@@ -44,13 +48,28 @@ def main(mounts: bool) -> int:
                 if applies(stage, fault)
             }
             outcomes += _stage(harness, stage, wanted)
+    return _finish(options, outcomes, time.monotonic() - started)
+
+
+def _finish(options: argparse.Namespace, outcomes: Sequence[Outcome], seconds: float) -> int:
+    """Print the table, and keep it and the outcomes where that is asked for."""
     text = table(outcomes)
     print(text)
-    seconds = time.monotonic() - started
     print(f"{len(outcomes)} attempts in {seconds / 60:.1f} minutes, seed {options.seed}")
+    if options.save:
+        write_json(options.save, {"seconds": seconds, "outcomes": [asdict(outcome) for outcome in outcomes]})
     if options.output:
         options.output.write_text(_page(text, outcomes, seconds, options.seed), encoding="utf-8")
     return int(any(outcome.problems for outcome in outcomes))
+
+
+def _loaded(files: Sequence[Path]) -> tuple[list[Outcome], float]:
+    """The outcomes of several calls in the order of stages, and the seconds of all."""
+    contents = [read_json(file) for file in files]
+    outcomes = [Outcome(**outcome) for content in contents for outcome in content["outcomes"]]
+    order = [stage.name for stage in STAGES]
+    outcomes.sort(key=lambda outcome: order.index(outcome.stage))
+    return outcomes, sum(content["seconds"] for content in contents)
 
 
 def _stage(harness: Harness, stage: Stage, wanted: Mapping[str, Sequence[int]]) -> list[Outcome]:
@@ -108,7 +127,7 @@ def _page(text: str, outcomes: Sequence[Outcome], seconds: float, seed: int) -> 
 Every stage was disturbed at random points of the work that it does on tiny bases, and the same command was then run again
 until it ended. What it left was compared with what a run leaves that nothing happened to: every file, hidden ones and
 folders too, byte by byte. {len(outcomes)} attempts, {len(outcomes) - bad} of them identical, {bad} not; seed {seed},
-{seconds / 60:.0f} minutes. Written by `python scripts/faults.py --output docs/faults.md`; a short version of it is
+{seconds / 60:.0f} minutes of one core. Written by `python scripts/faults.py --output docs/faults.md`; a short version of it is
 `tests/test_fault_harness.py`.
 
 {text}
@@ -120,14 +139,15 @@ What was done to them:
 After a `power` or `altered` fault a run may refuse to go on if it says what is to be removed; that was then removed, and
 "refused, then identical" is what came of it. After all others it has to go on by itself.
 
-Validation pictures, and the checkpoints of a finished run until somebody goes on from one, are read by no run and are not
-altered here.
+An altered file that the run has no need of any more (a table of an earlier stage, a picture for people, the encoding of an
+example that it has had, a checkpoint that it does not go on from) stays as it is, and the table says so; whoever reads it
+next is told.
 
 What may differ is how long things took, in these files under these keys, and where the report says the same:
 
 {allowed}
 
-Entries of an encoding cache are compared by content, since their library shuffles the header. Where a run finds no memory
+Where a run finds no memory
 for an evaluation and goes on with smaller batches, the last bits of what it reads differ, and the table says so.
 """
 
@@ -141,5 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--others", type=int, default=6, help="of each other fault, for each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where the runs are written, best a file system in memory")
+    parser.add_argument("--save", type=Path, help="a JSON file for the outcomes")
+    parser.add_argument("--join", type=Path, nargs="+", help="files of --save to make one table of; nothing is run")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     return parser

@@ -470,7 +470,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
         save_checkpoint(tmp_path, 10, trained, {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
     # What a process leaves that had no time to clear up is not taken for a checkpoint, and goes at the next start.
-    (tmp_path / ".partial-checkpoint-10.ab12cd34").mkdir()
+    (tmp_path / ".partial-checkpoint-10.000000-1-0123abcd").mkdir()
     (tmp_path / ".checkpoint-notes").mkdir()
     assert checkpoint_updates(tmp_path) == [5]
     with locked(tmp_path):

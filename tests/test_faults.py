@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,12 @@ from diffusion_sft.answers import AnswerConfig
 from diffusion_sft.concepts.store import Store
 from diffusion_sft.errors import UserError
 from diffusion_sft.files import (
+    partial_owner,
+    partial_path,
     read_table,
     recover_folder,
     remove_folder,
+    remove_orphans,
     replaced_folder,
     write_table,
 )
@@ -35,6 +39,7 @@ from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.learners.likelihood import finite
 from diffusion_sft.locks import locked
+from diffusion_sft.manifests import read_record
 from diffusion_sft.parts import Parts
 from diffusion_sft.probe import ProbeConfig, probe
 
@@ -143,19 +148,50 @@ def test_a_lock_clears_what_killed_processes_left(tmp_path: Path) -> None:
     run, busy = tmp_path / "run", tmp_path / "run" / "finetune" / "busy"
     for folder in (run / "probe", busy):
         folder.mkdir(parents=True)
-        (folder / ".partial-scores.parquet.0123abcd.parquet").write_text("half")
-        (folder / ".partial-checkpoint-5.0123abcd").mkdir()
-        (folder / ".partial-checkpoint-5.0123abcd" / "weights.safetensors").write_text("half")
+        (folder / ".partial-scores.parquet.000000-1-0123abcd.parquet").write_text("half")
+        (folder / ".partial-checkpoint-5.000000-1-0123abcd").mkdir()
+        (folder / ".partial-checkpoint-5.000000-1-0123abcd" / "weights.safetensors").write_text("half")
     (run / "probe" / ".hidden").write_text("the user's")
     (run / ".pipeline.old.0123abcd").mkdir()
     (run / ".pipeline.old.0123abcd" / "model_index.json").write_text("{}")
     with locked(busy):  # in which another process works, whose files are left alone
-        (busy / ".partial-answers.csv.0123abcd.csv").write_text("half")
+        (busy / ".partial-answers.csv.000000-1-0123abcd.csv").write_text("half")
         with locked(run):
             assert [path.name for path in (run / "probe").iterdir()] == [".hidden"]
             assert (run / "pipeline" / "model_index.json").is_file()
-            assert [path.name for path in busy.iterdir()] == [".partial-answers.csv.0123abcd.csv"]
+            assert [path.name for path in busy.iterdir()] == [".partial-answers.csv.000000-1-0123abcd.csv"]
     assert sorted(path.name for path in run.iterdir()) == ["finetune", "pipeline", "probe"]
+
+
+def test_orphans_are_told_from_what_is_being_written(tmp_path: Path) -> None:
+    live = partial_path(tmp_path / "entry.safetensors", ".safetensors")
+    names = [
+        live.name,
+        live.name.replace(f"-{os.getpid()}-", "-2147483646-"),
+        ".partial-of-others",
+        "entry.safetensors",
+    ]
+    elsewhere = ".partial-entry.safetensors.000000-2147483646-0123abcd.safetensors"
+    for name in (*names, elsewhere):
+        (tmp_path / name).write_text("half")
+    assert partial_owner(live.name) == ("entry.safetensors", False)
+    assert partial_owner(names[1]) == ("entry.safetensors", True)
+    assert partial_owner(".partial-of-others") is None
+    remove_orphans(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], *names[2:], elsewhere}
+
+
+def test_a_folder_that_was_being_made_goes_with_its_own_lock_alone(tmp_path: Path) -> None:
+    dead = f"-{2**31 - 2}-"
+    mine, other = (
+        path.with_name(path.name.replace(f"-{os.getpid()}-", dead))
+        for path in (partial_path(tmp_path / "run"), partial_path(tmp_path / "run.2"))
+    )
+    for folder in (mine, other):
+        folder.mkdir()
+    with locked(tmp_path / "run"):
+        assert not mine.exists()
+        assert other.exists()
 
 
 def test_a_file_system_without_locks_is_told_once(
@@ -375,6 +411,20 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_behind_the_users_bac
     assert checkpoint_updates(run) == [2, 4, 6]
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_exact(EXAMINED, tmp_path / "straight", UNKNOWN_MIX)
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr("diffusion_sft.finetune.run.save_checkpoint", lambda *_: 1 / 0)
+        run_exact(EXAMINED, tmp_path / "killed", UNKNOWN_MIX)
+    assert (tmp_path / "killed" / "answers" / "update-000000.parquet").is_file()
+    run_exact(EXAMINED, tmp_path / "killed", UNKNOWN_MIX)
+    stamps = [read_record(tmp_path / n / "checkpoint-6" / "state.json")["journal"] for n in ("straight", "killed")]
+    assert stamps[0] == stamps[1]
+    assert left(tmp_path / "straight") == left(tmp_path / "killed")
+
+
 @pytest.mark.parametrize("name", ["evaluations.parquet", "answers.parquet"])
 @pytest.mark.parametrize("harm", ["gone", "another"])
 def test_tables_that_are_not_those_of_the_checkpoint_are_refused(name: str, harm: str, tmp_path: Path) -> None:
@@ -420,6 +470,33 @@ def test_a_likelihood_that_is_no_number_names_the_example() -> None:
     assert finite(good, "a/b/0") is good
     with pytest.raises(UserError, match=r"a/b/0: its answer's likelihood is not finite"):
         finite([[np.ones(2)], [np.array([np.nan])]], "a/b/0")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")]
+)
+def test_no_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["doctor"]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        r"diffusion-sft: no memory left \((MemoryError|CUDA .* 9 GiB\.)\); lower the stage's batch_size .* go on\n",
+        told,
+    )
+
+
+def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> int:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    with pytest.raises(RuntimeError, match="of ours"):
+        cli.main(["doctor"])
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -99,13 +99,17 @@ def test_a_study_from_photos_to_the_page(
     }
 
 
+BASE = Path(__file__).parents[1] / "data" / "world-base"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["study", "bse=x"], "did you mean base?"),
         (["study", "absent.yaml"], "absent.yaml: no such"),
         (["study", "a.yaml", "b.yaml"], "one configuration file"),
-        (["probe", "concepts.path=/does/not/exist"], "/does/not/exist"),
+        (["probe", f"base={BASE}", "concepts.path=/does/not/exist"], "/does/not/exist: no such"),
+        (["probe", "base=/does/not/exist"], "/does/not/exist: no such"),
         (["study", "mixes=[{name: base}]"], "mixes need names"),
         (["finetune"], "pretrained_model_name_or_path"),
         (["generate", "pretrained_model_name_or_path=/does/not/exist"], "/does/not/exist"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import PARTIAL, replaced, replaced_folder, write_text
+from ..files import partial_path, replaced, replaced_folder, write_text
 from ..learner import Learner
 from ..manifests import files_below, listed, read_record, table_files, write_record
 from ..settings import settings_dict
@@ -71,7 +71,9 @@ def export_weights(learner: Learner, export: Export, folder: Path) -> Path:
     layout = learner.layout
     folder.mkdir(parents=True, exist_ok=True)
     if export.config.method == "lora":
-        with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL) as saved:
+        with tempfile.TemporaryDirectory(
+            dir=folder, prefix=f"{partial_path(folder / layout.adapters).name}."
+        ) as saved:
             learner.save(Path(saved), export.metadata)
             for file in sorted(Path(saved).iterdir()):
                 with replaced(folder / file.name) as target:

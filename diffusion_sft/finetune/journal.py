@@ -52,7 +52,7 @@ class Journal:
             self.evaluations = _until(self._read_evaluations(), update)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.answers.rewind(update)
+            self.answers.rewind(-1 if stamp is None else update)  # A new run asks at update 0 again.
             with replaced(self.folder / METRICS) as temporary:
                 self._digest = _copy_until(self.folder / METRICS, temporary, update)
                 self._check(stamp, update)

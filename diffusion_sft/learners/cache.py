@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..files import PARTIAL, file_hash, read_object, write_json
+from ..files import PARTIAL, file_hash, read_object, remove_orphans, write_json
 from ..layouts import write_tensors
 from ..learner import TrainingItem
 
@@ -56,7 +56,7 @@ class TensorCache:
         self._memory: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
         self._held = 0
         self._lock = Lock()
-        self._told = False
+        self._told = self._swept = False
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors (on the CPU) put under this key; None where there are none, they were let go and are in no file, or
@@ -87,11 +87,19 @@ class TensorCache:
         file = self.file(key)
         if file is not None:
             try:
+                self._sweep()
                 write_tensors(file, entry, {"key": key, "sha256": _digest(entry)})
             except OSError as error:
                 raise UserError(f"{file}: cannot be written ({error}); free some space or change cache_dir") from None
         self._keep(key, entry)
         return entry
+
+    def _sweep(self) -> None:
+        """Remove, once, what killed processes left unfinished; others that are alive may be filling the same folder."""
+        with self._lock:
+            swept, self._swept = self._swept, True
+        if not swept and self.folder is not None:
+            remove_orphans(self.folder)
 
     def file(self, key: str) -> Path | None:
         """Where this key's tensors are on disk, two levels deep; None without a folder."""
@@ -147,6 +155,7 @@ def cache_encodings(
     Raises:
         UserError: an image that cannot be read, a disk that is full, or a device without room for a single image.
     """
+    remove_orphans(folder)
     with tqdm(total=len(items), desc="caching images", unit="image", disable=None) as bar:
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]

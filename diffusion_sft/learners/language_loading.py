@@ -60,9 +60,7 @@ def load_language_model(
     Raises:
         UserError: nothing there, unreadable, pickled, cut off, of another kind, or in need of its own code.
     """
-    folder = _locate(name, revision)
-    _check_folder(folder, name)
-    _check_config(folder, name)
+    folder = inspect_language_model(name, revision)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -91,6 +89,18 @@ def load_language_model(
     if adapter is not None:
         source["adapter"] = _add_adapter(model, adapter)
     return LoadedLanguageModel(model=model.eval(), tokenizer=tokenizer, folder=folder, source=source)
+
+
+def inspect_language_model(name: str, revision: str | None = None) -> Path:
+    """The folder of a model that looks sound, from its settings and the headers of its weights; nothing is loaded.
+
+    Raises:
+        UserError: as `load_language_model`, as far as that can be told by then.
+    """
+    folder = _locate(name, revision)
+    _check_folder(folder, name)
+    _check_config(folder, name)
+    return folder
 
 
 def language_weight_hashes(folder: Path) -> dict[str, str]:

@@ -109,10 +109,10 @@ def load_pipeline(
     else:
         if single_file_config:
             raise UserError(f"{name}: single_file_config belongs to a single checkpoint file; leave it out")
-        folder = config_folder = locate(name, revision=revision, variant=variant)
+        folder, architecture = inspect_pipeline(name, revision=revision, variant=variant)
+        config_folder = folder
         if folder != path:
             source["commit"] = folder.name
-        architecture = check_folder(folder, variant)
         pipeline = _from_folder(folder, architecture, variant, dtype)
     check_scheduler(pipeline.scheduler, folder or path)
     check_tokenizers(pipeline, folder or path)
@@ -128,6 +128,16 @@ def load_pipeline(
         variant=variant,
         source=source,
     )
+
+
+def inspect_pipeline(name: str, *, revision: str | None, variant: str | None) -> tuple[Path, Architecture]:
+    """The folder of a pipeline that looks sound, from its settings and the headers of its weights; nothing is loaded.
+
+    Raises:
+        UserError: as `load_pipeline`, as far as that can be told by then.
+    """
+    folder = locate(name, revision=revision, variant=variant)
+    return folder, check_folder(folder, variant)
 
 
 def locate(name: str, *, revision: str | None, variant: str | None) -> Path:
