@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -60,7 +60,7 @@ def load_settings(schema: type[T], path: Path | None, overrides: Sequence[str] =
     except _BROKEN as error:
         raise UserError(f"{where}: {_group_at_fault(node)}{first_line(error)}") from None
     assert isinstance(settings, schema)
-    _check_values(settings_dict(settings), where)
+    _check_values(asdict(settings), where)  # type: ignore[call-overload]
     return settings
 
 

@@ -122,11 +122,14 @@ def _page(text: str, outcomes: Sequence[Outcome], seconds: float, seed: int) -> 
     legend = "\n".join(f"- `{fault}`: {what}." for fault, what in FAULTS.items())
     allowed = "\n".join(f"- `{name}`: {', '.join(f'`{key}`' for key in keys)}" for name, keys in SECONDS.items())
     bad = sum(bool(outcome.problems) for outcome in outcomes)
+    smaller, unread = (sum(getattr(outcome, kind) for outcome in outcomes) for kind in ("smaller", "unread"))
+    same = len(outcomes) - bad - smaller - unread
     return f"""# Faults
 
 Every stage was disturbed at random points of the work that it does on tiny bases, and the same command was then run again
 until it ended. What it left was compared with what a run leaves that nothing happened to: every file, hidden ones and
-folders too, byte by byte. {len(outcomes)} attempts, {len(outcomes) - bad} of them identical, {bad} not; seed {seed},
+folders too, byte by byte. {len(outcomes)} attempts: {same} left what an undisturbed run leaves, {unread} that but for an altered
+file which nothing read, {smaller} went on with smaller batches by themselves, {bad} left something else. Seed {seed},
 {seconds / 60:.0f} minutes of one core. Written by `python scripts/faults.py --output docs/faults.md`; a short version of it is
 `tests/test_fault_harness.py`.
 
