@@ -150,8 +150,8 @@ What may differ is how long things took, in these files under these keys, and wh
 
 {allowed}
 
-Where a run finds no memory
-for an evaluation and goes on with smaller batches, the last bits of what it reads differ, and the table says so.
+Where a run finds no memory for an evaluation and goes on with smaller batches, the last bits of what it reads differ, and the
+table says so.
 """
 
 
