@@ -45,7 +45,8 @@ def message_of(stderr: str, folder: Path) -> str:
     text = re.sub(r"^.*: [0-9]+ problems?; mend [^\n]*:\n", "", text)
     for place in (folder, ROOT):
         text = text.replace(f"{place}/", "").replace(str(place), ".")
-    return text
+    # How much is shown of a name without end depends on the folder that it stands in.
+    return re.sub(r"(\w)\1{30,}(\.\.\.|…)?", r"\1\1\1…", text)
 
 
 def page_of(told: Mapping[tuple[str, str], str]) -> str:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bad_input_page import check_documented, message_of
 from bad_inputs import BadInput
 
 from diffusion_sft import cli
@@ -35,6 +36,7 @@ def assert_refused(case: BadInput, folder: Path, capsys: pytest.CaptureFixture[s
     assert not any(line.startswith("diffusion-sft: ") for line in others), told
     assert listing(folder) == before
     assert seconds < MOST_SECONDS
+    check_documented(case, message_of(told, folder))
 
 
 def listing(folder: Path) -> dict[bytes, tuple[int, bytes]]:
