@@ -561,6 +561,7 @@ def test_the_summary_says_with_what_the_run_was_made(tmp_path: Path) -> None:
     summary, _ = run_exact(replace(EXACT, max_train_steps=5), tmp_path / "run", UNKNOWN_MIX)
     environment = summary["environment"]
     assert environment["torch"] == version("torch")
+    assert environment["threads"] == str(torch.get_num_threads())
     assert environment["diffusion_sft"] == version("diffusion_sft")
     assert environment["device"].startswith("cpu")
     assert summary["record"]["seed"] == 0

@@ -97,6 +97,7 @@ def run_environment(device: torch.device) -> dict[str, str | None]:
         "diffusion_sft": version("diffusion_sft"),
         **libraries,
         "device": f"{device.type}: {name}",
+        "threads": str(torch.get_num_threads()),  # On a CPU the last bits are those of their number.
         "commit": source_commit(),
     }
 
