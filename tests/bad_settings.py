@@ -373,7 +373,7 @@ PLACES: list[tuple[str, Make, str]] = [
     ("no output", plain("world", "--out", ""), "output_dir"),
     ("blanks for an output", plain("world", "output_dir='  '"), "output_dir is empty: give the folder to write to"),
     ("an output whose name is too long", plain("world", "output_dir={}/" + "x" * 300), "nothing can be written to"),
-    ("an output whose name is no UTF-8", plain("world", "output_dir={}/\udcff"), "not UTF-8 text"),
+    ("an output whose name is no UTF-8", plain("world", "output_dir=\udcff"), "not UTF-8 text"),
     ("an output for the live view", plain("serve", "{}", "--out", "x"), "serve writes nothing"),
 ]
 
