@@ -187,9 +187,14 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table atomically as parquet at `path` and as CSV beside it."""
+    write_parquet(path, table)
+    write_csv(path, table)
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table atomically as parquet alone, with checksums of its pages."""
     with replaced(path) as temporary:
         table.to_parquet(temporary, index=False, write_page_checksum=True)
-    write_csv(path, table)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -67,8 +67,9 @@ def finished(record: Path, key: str) -> dict[str, Any] | None:
     if content.get("key") != key:
         return None
     changed = changes(record.parent, content[FILES])
-    if changed:
-        logger.warning("%s; it is made again", told(record.parent, changed))
+    if not changed:
+        return content
+    logger.warning("%s; it is made again", told(record.parent, changed))
     tables = {name: str(Path(name).with_suffix(".parquet")) for name in changed}
     if any(
         not name.endswith(".csv") or tables[name] not in content[FILES] or tables[name] in changed for name in changed

@@ -11,7 +11,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -76,21 +76,28 @@ def settings_dict(settings: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _check_values(value: Any, where: str, key: str = "") -> None:
-    """Raise UserError naming a value that means nothing in any setting: NaN, infinity, an integer of more than 64 bits,
-    text that no file and no name of a file can hold."""
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values of nested mappings and lists, with their dotted keys."""
     if isinstance(value, dict):
         for name, own in value.items():
-            _check_values(own, where, f"{key}.{name}" if key else str(name))
+            yield from _leaves(own, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for number, own in enumerate(value):
-            _check_values(own, where, f"{key}[{number}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: {key} must be a finite number, not {value}")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UserError(f"{where}: {key} must be an integer of at most 64 bits, not {_shortened(str(value))}")
-    elif isinstance(value, str) and ("\0" in value or _not_utf8(value)):
-        raise UserError(f"{where}: {key} must be UTF-8 text without null characters, not {_shortened(value)!r}")
+            yield from _leaves(own, f"{key}[{number}]")
+    else:
+        yield key, value
+
+
+def _check_values(settings: Any, where: str) -> None:
+    """Raise UserError naming a value that means nothing in any setting: NaN, infinity, an integer of more than 64 bits,
+    text that no file and no name of a file can hold."""
+    for key, value in _leaves(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {key} must be a finite number, not {value}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{where}: {key} must be an integer of at most 64 bits, not {_shortened(str(value))}")
+        if isinstance(value, str) and ("\0" in value or _not_utf8(value)):
+            raise UserError(f"{where}: {key} must be UTF-8 text without null characters, not {_shortened(value)!r}")
 
 
 def _not_utf8(text: str) -> bool:
@@ -151,19 +158,16 @@ def _check_structure(text: str) -> None:
             raise ValueError(f"more than {MOST_VALUES:,} values, or nested more than {MOST_LEVELS} levels deep")
 
 
-def _check_placeholders(value: Any, where: str, key: str = "") -> None:
+def _check_placeholders(settings: Any, where: str) -> None:
     """Raise UserError for `???`, which OmegaConf passes over, and for `${name:...}`, by which a file that was passed on
     could have the environment written down."""
-    if isinstance(value, dict):
-        for name, own in value.items():
-            _check_placeholders(own, where, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for number, own in enumerate(value):
-            _check_placeholders(own, where, f"{key}[{number}]")
-    elif value == "???":
-        raise UserError(f"{where}: {key}: ??? stands for a value that is still to be given")
-    elif isinstance(value, str) and re.search(r"\$\{\s*[\w.]+\s*:", value):
-        raise UserError(f"{where}: {value[:60]!r} asks for something outside the settings, which is not looked up")
+    for key, value in _leaves(settings):
+        if value == "???":
+            raise UserError(f"{where}: {key}: ??? stands for a value that is still to be given")
+        if isinstance(value, str) and re.search(r"\$\{\s*[\w.]+\s*:", value):
+            raise UserError(
+                f"{where}: {value[:60]!r} asks for something outside the settings, which is not looked up"
+            )
 
 
 def _yaml(path: Path) -> Any:

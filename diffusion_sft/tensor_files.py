@@ -76,6 +76,16 @@ def write_tensor_file(
     return digest.hexdigest()
 
 
+def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _header(layout: Layout, metadata: Mapping[str, str] | None = None) -> bytes:
     described: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     end = 0

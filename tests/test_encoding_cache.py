@@ -39,6 +39,7 @@ from diffusion_sft.learners.cache import (
 )
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.records import REGULARISATION, Draws, Example
+from diffusion_sft.tensor_files import tensor_digest
 
 
 def test_a_key_is_the_sha256_of_canonical_json() -> None:
@@ -197,7 +198,7 @@ def test_verifying_finds_damaged_missing_and_unlisted_files(tmp_path: Path) -> N
     save_file(
         {"a": torch.zeros(2)},
         three,
-        metadata={"key": three.stem, "sha256": cache_module._digest({"a": torch.zeros(2)})},
+        metadata={"key": three.stem, "sha256": tensor_digest({"a": torch.zeros(2)})},
     )
     (added,) = filled(tmp_path, 1)
     report = verify_cache(tmp_path)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,6 +361,14 @@ def test_a_base_whose_answers_are_no_numbers_names_them() -> None:
         solve_sets(weights, known, [EquationSet(concept="c", examples=examples[2:])], WeightsConfig())
 
 
+def four_steps(evaluate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> TriangularSystem:
+    """One chain of two numbers that are 1 at first."""
+    ones = np.ones(4)
+    return TriangularSystem(
+        start=torch.ones(1, 2, dtype=torch.float64), decay=ones, gain=ones, evaluate=evaluate, scale=ones
+    )
+
+
 def test_residuals_that_are_no_numbers_are_no_solved_equations() -> None:
     """A residual is NaN where an equation was not evaluated, and infinite where f was no number."""
 
@@ -368,13 +376,7 @@ def test_residuals_that_are_no_numbers_are_no_solved_equations() -> None:
         far = (steps == 3) & ((states - 1).abs().amax(dim=1) < 1e-12)  # of the copies of the start alone
         return torch.where(far[:, None], NAN, 0.1 * states)
 
-    system = TriangularSystem(
-        start=torch.ones(1, 2, dtype=torch.float64),
-        decay=np.ones(4),
-        gain=np.ones(4),
-        evaluate=broken,
-        scale=np.ones(4),
-    )
+    system = four_steps(broken)
     for solver in (Picard(tolerance=1e-9), Anderson(tolerance=1e-9)):
         (found,) = solver(system)
         torch.testing.assert_close(found.states[-1], torch.full((2,), 1.1**4, dtype=torch.float64), rtol=1e-8, atol=0)
@@ -395,13 +397,7 @@ def test_a_trajectory_that_ends_in_no_number_is_not_solved() -> None:
     def broken(members: torch.Tensor, steps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         return torch.where((steps == 2)[:, None], NAN, states)
 
-    system = TriangularSystem(
-        start=torch.ones(1, 2, dtype=torch.float64),
-        decay=np.ones(4),
-        gain=np.ones(4),
-        evaluate=broken,
-        scale=np.ones(4),
-    )
+    system = four_steps(broken)
     for solver in (Sequential(), Picard(), Anderson()):
         (found,) = solver(system)
         assert found.stopped == "not finite"

@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ..concepts.images import load_image
-from ..files import file_hash, replaced, write_json
+from ..files import file_hash, write_json
+from ..layouts import write_tensors
+from ..tensor_files import tensor_digest
 from .features import Extractor
 from .pictures import GeneratedImage, check_unchanged
 
@@ -116,33 +118,23 @@ class FeatureCache:
     def _save(self, hashes: Sequence[str], features: np.ndarray) -> None:
         digests = np.stack([np.frombuffer(bytes.fromhex(digest), dtype=np.uint8) for digest in hashes])
         name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
-        with replaced(self._folder / f"{name}.safetensors") as temporary:
-            content = {"features": np.ascontiguousarray(features), "sha256": digests}
-            save_file(content, temporary, {"checksum": _checksum(content)})
+        content = {"features": torch.from_numpy(np.ascontiguousarray(features)), "sha256": torch.from_numpy(digests)}
+        write_tensors(self._folder / f"{name}.safetensors", content, {"checksum": tensor_digest(content)})
         self._rows |= dict(zip(hashes, features, strict=True))
 
     def _read(self) -> dict[str, np.ndarray]:
         rows: dict[str, np.ndarray] = {}
         for file in sorted(self._folder.glob("[0-9a-f]*.safetensors")):
             try:
-                with safe_open(file, "np") as stored:
+                with safe_open(file, "pt") as stored:
                     checksum = (stored.metadata() or {}).get("checksum")
                     content = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-                if checksum != _checksum(content):
+                if checksum != tensor_digest(content):
                     raise ValueError("its checksum is another")
             except (SafetensorError, OSError, ValueError) as error:
                 logger.warning("%s: damaged feature cache (%s); its rows are made again", file, error)
                 file.unlink()
                 continue
-            hashes = [digest.tobytes().hex() for digest in content["sha256"]]
-            rows |= dict(zip(hashes, content["features"], strict=True))
+            hashes = [digest.tobytes().hex() for digest in content["sha256"].numpy()]
+            rows |= dict(zip(hashes, content["features"].numpy(), strict=True))
         return rows
-
-
-def _checksum(content: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, array in sorted(content.items()):
-        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import UserError
-from ..files import read_table, remove_folder, replaced, write_table
+from ..files import read_table, remove_folder, write_parquet, write_table
 
 ANSWERS = "answers.parquet"
 """Every question of every evaluation, with what was said; of a finished run."""
@@ -30,10 +30,8 @@ class AnswerFiles:
 
     def add(self, update: int, answers: pd.DataFrame) -> None:
         """Keep the answers of an evaluation."""
-        file = self.run / PARTS / f"update-{update:06d}.parquet"
-        with replaced(file) as temporary:
-            answers.to_parquet(temporary, index=False, write_page_checksum=True)
-        self._count(read_table(file))
+        write_parquet(self._part(update), answers)
+        self._count(read_table(self._part(update)))
 
     def stamp(self) -> str | None:
         """The hash of all answers as text; None where there are none."""
@@ -51,7 +49,7 @@ class AnswerFiles:
             if number > update:
                 file.unlink()
             else:
-                self._count(self._read(file))
+                self._count(read_of_run(file, self.run, "what was said"))
         if not self._any and (self.run / PARTS).is_dir():
             remove_folder(self.run / PARTS)
 
@@ -65,27 +63,36 @@ class AnswerFiles:
         """Make the parts of a finished run's table again; where both are there, the parts are the ones to trust."""
         whole = self.run / ANSWERS
         if whole.is_file() and not self._parts():
-            table = self._read(whole)
+            table = read_of_run(whole, self.run, "what was said")
             if "update" not in table.columns:
                 raise UserError(f"{whole}: has no column update; remove {self.run} to begin anew")
-            for update, rows in table.groupby("update"):
-                with replaced(self.run / PARTS / f"update-{update:06d}.parquet") as temporary:
-                    rows.to_parquet(temporary, index=False, write_page_checksum=True)
+            for update in table["update"].unique().tolist():
+                write_parquet(self._part(update), table[table["update"] == update])
         whole.unlink(missing_ok=True)
         whole.with_suffix(".csv").unlink(missing_ok=True)
 
-    def _read(self, file: Path) -> pd.DataFrame:
-        try:
-            return read_table(file)
-        except UserError as error:
-            reason = str(error).split(";")[0]
-            raise UserError(f"{reason}; what was said is lost: remove {self.run} to begin anew") from None
+    def _part(self, update: int) -> Path:
+        return self.run / PARTS / f"update-{update:06d}.parquet"
 
     def _parts(self) -> list[tuple[int, Path]]:
         found = ((_PART.fullmatch(file.name), file) for file in (self.run / PARTS).glob("update-*.parquet"))
         return sorted((int(match[1]), file) for match, file in found if match)
 
     def _count(self, answers: pd.DataFrame) -> None:
-        # Of types that the values alone decide: those of a column depend on what it was joined with.
-        self._digest.update(answers.convert_dtypes().to_csv(index=False).encode())
+        self._digest.update(table_text(answers).encode())
         self._any = True
+
+
+def table_text(table: pd.DataFrame) -> str:
+    """A table as text that is the same for one that was written and read back, or joined with others and cut again: its
+    types are those that the values alone decide."""
+    return str(table.convert_dtypes().to_csv(index=False))
+
+
+def read_of_run(file: Path, run: Path, what: str) -> pd.DataFrame:
+    """A table that a run goes on from; UserError saying that `what` is lost where it cannot be read."""
+    try:
+        return read_table(file)
+    except UserError as error:
+        reason = str(error).split(";")[0]
+        raise UserError(f"{reason}; {what} is lost: remove {run} to begin anew") from None

@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..errors import UserError
-from ..files import read_table, replaced, write_table
-from .answer_files import ANSWERS, AnswerFiles
+from ..files import replaced, write_table
+from .answer_files import ANSWERS, AnswerFiles, read_of_run, table_text
 from .dynamics import dynamics_points
 from .evaluations import COLUMNS
 
@@ -49,7 +49,9 @@ class Journal:
             UserError: a file lacks what was there at the checkpoint, or was altered.
         """
         if stamp is not None and stamp.get(EVALUATIONS) is not None:
-            self.evaluations = _until(self._read_evaluations(), update)
+            self.evaluations = _until(
+                read_of_run(self.folder / EVALUATIONS, self.folder, "what the run was asked"), update
+            )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.answers.rewind(-1 if stamp is None else update)  # A new run asks at update 0 again.
@@ -127,13 +129,6 @@ class Journal:
             elif tracker.name == "wandb":
                 tracker.log_images({"validation": list(pixels)}, step=update)
 
-    def _read_evaluations(self) -> pd.DataFrame:
-        try:
-            return read_table(self.folder / EVALUATIONS)
-        except UserError as error:
-            reason = str(error).split(";")[0]
-            raise UserError(f"{reason}; what the run was asked is lost: remove {self.folder} to begin anew") from None
-
     def _write_evaluations(self) -> None:
         write_table(self.folder / EVALUATIONS, self.evaluations)
         write_table(self.folder / DYNAMICS, dynamics_points(self.evaluations))
@@ -153,7 +148,7 @@ def _until(table: pd.DataFrame, update: int) -> pd.DataFrame:
 
 def _digest(table: pd.DataFrame) -> str | None:
     """The hash of a table as text, which is the same for one that was written and read back."""
-    return None if table.empty else hashlib.sha256(table.convert_dtypes().to_csv(index=False).encode()).hexdigest()
+    return None if table.empty else hashlib.sha256(table_text(table).encode()).hexdigest()
 
 
 def _copy_until(metrics: Path, copy: Path, update: int) -> Any:

@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..files import PARTIAL, file_hash, read_object, remove_orphans, write_json
 from ..layouts import write_tensors
 from ..learner import TrainingItem
+from ..tensor_files import tensor_digest
 
 MANIFEST = "manifest.json"
 MEMORY_LIMIT = 4 * 2**30
@@ -88,7 +89,7 @@ class TensorCache:
         if file is not None:
             try:
                 self._sweep()
-                write_tensors(file, entry, {"key": key, "sha256": _digest(entry)})
+                write_tensors(file, entry, {"key": key, "sha256": tensor_digest(entry)})
             except OSError as error:
                 raise UserError(f"{file}: cannot be written ({error}); free some space or change cache_dir") from None
         self._keep(key, entry)
@@ -246,7 +247,7 @@ def read_entry(file: Path) -> dict[str, torch.Tensor]:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DamagedEntry(f"{file}: damaged cache entry ({error})") from None
-    if metadata.get("key") != file.name.removesuffix(SUFFIX) or metadata.get("sha256") != _digest(tensors):
+    if metadata.get("key") != file.name.removesuffix(SUFFIX) or metadata.get("sha256") != tensor_digest(tensors):
         raise DamagedEntry(f"{file}: damaged cache entry (its checksum is another)")
     return tensors
 
@@ -259,13 +260,3 @@ def _entries(folder: Path) -> dict[str, Path]:
 
 def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() + TENSOR_OVERHEAD for tensor in tensors.values())
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
