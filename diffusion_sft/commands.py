@@ -23,7 +23,8 @@ from .finetune.encodings import to_encode
 from .finetune.estimate import size
 from .finetune.evaluations import make_exam
 from .finetune.loop import finetune
-from .finetune.mixes import Mix, compose
+from .finetune.mix import Mix
+from .finetune.mixes import compose
 from .generating import GenerateConfig, run_generate
 from .learner import Cue
 from .learners.cache import CacheReport, cache_encodings, clear_cache, verify_cache

@@ -10,7 +10,7 @@ from .buckets import BucketConfig
 from .concepts import ConceptsConfig
 from .evaluate import EvaluateConfig
 from .finetune.config import FinetuneConfig, LanguageFinetuneConfig
-from .finetune.mixes import MixConfig
+from .finetune.mix import MixConfig
 from .probe import LanguageProbeConfig, ProbeConfig
 from .questions import QuestionsConfig
 from .ranges import MOST_PIXELS, check_range
@@ -30,6 +30,8 @@ class MethodConfig:
     learning_rate: float | None = None
     rank: int | None = None
     """Of the adapters of lora."""
+    mixes: list[str] = field(default_factory=list)
+    """The mixes that are taught with it; empty: all."""
 
     def __post_init__(self) -> None:
         check_range(self, "learning_rate", above=0)
@@ -92,7 +94,7 @@ class LanguageStudyConfig:
     def __post_init__(self) -> None:
         check_range(self, "seeds", least=0)
         _check_mixes(self.mixes, self.seeds)
-        _check_methods(self.methods, self.finetune)
+        _check_methods(self.methods, self.finetune, self.mixes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ class StudyConfig:
         check_range(self, "resolution", least=1, most=MOST_PIXELS)
         check_range(self, "seeds", least=0)
         _check_mixes(self.mixes, self.seeds)
-        _check_methods(self.methods, self.finetune)
+        _check_methods(self.methods, self.finetune, self.mixes)
         check_learners(self.learners)
         if self.executor == RAY and ":" in self.device:
             raise ValueError(f"device={self.device}: with executor=ray each run is given its GPU; set device=auto")
@@ -188,6 +190,8 @@ def planned_runs(
     runs = []
     for mix in mixes:
         for method in methods or (None,):
+            if method is not None and method.mixes and mix.name not in method.mixes:
+                continue
             name = mix.name if method is None else f"{mix.name}-{method.name}"
             for each in seeds or [seed]:
                 own = f"{name}-seed{each}" if seeds else name
@@ -209,14 +213,18 @@ def _check_mixes(mixes: Sequence[MixConfig], seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds: {list(seeds)} holds one twice")
 
 
-def _check_methods(methods: Sequence[MethodConfig], config: FinetuneConfig) -> None:
+def _check_methods(methods: Sequence[MethodConfig], config: FinetuneConfig, mixes: Sequence[MixConfig]) -> None:
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise ValueError(
             f"methods: {', '.join(names)}: runs are named after their methods, so each may be there once"
         )
+    there = [mix.name for mix in mixes]
     for method in methods:
         _with_method(config, method)  # Refuses what does not go together.
+        for name in method.mixes:
+            if name not in there:
+                raise ValueError(f"methods: {method.name}: there is no mix {name}, but {', '.join(there) or 'none'}")
 
 
 def _check_push(half: str, config: FinetuneConfig, runs: Sequence[PlannedRun]) -> None:
@@ -230,5 +238,5 @@ def _with_method(config: Tuning, method: MethodConfig | None) -> Tuning:
     """The settings with what the method gives."""
     if method is None:
         return config
-    given = {name: value for name, value in vars(method).items() if value is not None}
+    given = {name: value for name, value in vars(method).items() if value is not None and name != "mixes"}
     return replace(config, **given)

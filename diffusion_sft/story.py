@@ -33,7 +33,8 @@ from .files import read_table, write_table, write_text
 from .finetune.config import FinetuneConfig
 from .finetune.evaluations import Exam, early_stop_update, make_exam
 from .finetune.loop import finetune
-from .finetune.mixes import Mix, compose
+from .finetune.mix import Mix
+from .finetune.mixes import compose
 from .learner import Learner
 from .machine import hardware, pick_device, versions
 from .manifests import read_record, write_record
@@ -176,12 +177,13 @@ class Story(ABC):
     ) -> list[ForecastRun]:
         """The finished runs of this half, with what they were taught and asked; `load` loads what a run left.
 
-        Of the first method alone: a forecast knows nothing of methods, and its correlation is over like runs.
+        Of the first method alone, and of mixes that nothing guards: a forecast knows nothing of methods and guards, and
+        its correlation is over like runs.
         """
         found: list[ForecastRun] = []
         runs = self.runs()
         for run in runs:
-            if run.method != runs[0].method:
+            if run.method != runs[0].method or run.mix.is_guarded:
                 continue
             evaluations = self.folder / "finetune" / run.name / "evaluations.parquet"
             if not evaluations.is_file():
@@ -214,7 +216,7 @@ class Story(ABC):
                 mix=run.mix.name,
                 seed=run.seed,
                 folder=folder / run.name,
-                in_linear_model=run.mix.unknown != "relabel",
+                in_linear_model=run.mix.unknown != "relabel" and not run.mix.is_guarded,
                 method=run.method_name(config),
             )
             for run in self.runs()

@@ -17,7 +17,7 @@ from diffusion_sft.finetune.card import KOHYA_FILE, LORA_FILE, escaped, fenced, 
 from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import COLUMNS
 from diffusion_sft.finetune.export import Export, export_weights
-from diffusion_sft.finetune.mixes import Mix
+from diffusion_sft.finetune.mix import Mix
 from diffusion_sft.learner import PIPELINE_LAYOUT
 from diffusion_sft.records import HELDOUT, HIGHLY_KNOWN, TRAINED, UNKNOWN, UNTOUCHED, WEAKLY_KNOWN, Example
 
@@ -113,7 +113,7 @@ def test_the_card_says_what_was_trained_on_what() -> None:
     assert "base: someone/some-base, revision abc123, SHA-256 of its UNet f00d\n" in card
     assert f"| {HIGHLY_KNOWN} | 1 | blorp | 3 |" in card
     assert f"| {UNKNOWN} | 2 | wug, dax | 6 |" in card
-    assert "9 training examples in all. 4 regularisation images held the prior." in card
+    assert "9 training examples in all. 4 regularisation examples held the prior." in card
     assert "held-out answers were best: at update 10 (those weights: `early/pipeline`)" in card
     assert "torch 2.15.0, device cpu: x86\\_64." in card
     assert "skipped" not in card

@@ -33,7 +33,8 @@ from diffusion_sft.finetune.checkpoints import (
 from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import make_exam
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.finetune.resuming import chosen_update
 from diffusion_sft.learner import Learner

@@ -24,7 +24,8 @@ from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.encodings import to_encode
 from diffusion_sft.finetune.evaluations import Exam
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.sampler import Sampler
 from diffusion_sft.learner import Query, TrainingItem
 from diffusion_sft.learners import cache as cache_module

@@ -35,7 +35,8 @@ from diffusion_sft.finetune.estimate import (
 )
 from diffusion_sft.finetune.evaluations import Exam, make_exam
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.optimizer_state import state_bytes
 from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.finetune.parts import trainable_parameters

@@ -27,7 +27,7 @@ from diffusion_sft.cli import main
 from diffusion_sft.errors import UserError
 from diffusion_sft.executing import Piece, on_ray, ray_joined
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.mixes import MixConfig
+from diffusion_sft.finetune.mix import MixConfig
 from diffusion_sft.plan import MethodConfig, RayConfig, StudyConfig, planned_runs
 
 SLURM = sorted((Path(__file__).parents[1] / "scripts" / "slurm").iterdir())

@@ -47,7 +47,8 @@ from diffusion_sft.finetune.evaluations import (
 )
 from diffusion_sft.finetune.grids import halving, tiled
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
+from diffusion_sft.finetune.mix import Mix, MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.run import Run
 from diffusion_sft.finetune.sampler import Sampler
 from diffusion_sft.finetune.schedules import learning_rate

@@ -22,7 +22,7 @@ from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import COLUMNS
 from diffusion_sft.finetune.export import finish
 from diffusion_sft.finetune.hub import check_hub, push
-from diffusion_sft.finetune.mixes import Mix
+from diffusion_sft.finetune.mix import Mix
 from diffusion_sft.learner import PIPELINE_LAYOUT
 
 LEFT_HERE = (

@@ -31,7 +31,8 @@ from diffusion_sft.errors import UserError
 from diffusion_sft.finetune.config import PICTURES_ONLY, FinetuneConfig, LanguageFinetuneConfig
 from diffusion_sft.finetune.evaluations import COLUMNS, early_stop_update, make_exam
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
+from diffusion_sft.finetune.mix import Mix, MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.quotas import shared_out
 from diffusion_sft.learner import Learner, TrainingItem
 from diffusion_sft.learners.language import LanguageLearner

@@ -30,7 +30,8 @@ from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import COLUMNS, early_stop_update, evaluation_rows, make_exam
 from diffusion_sft.finetune.journal import Journal
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.exact import ExactLearner
 from diffusion_sft.probe import ProbeConfig, probe

@@ -22,7 +22,8 @@ from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import make_exam
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.learner import Cue
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.probe import ProbeConfig, SampleConfig, probe

@@ -13,7 +13,8 @@ from diffusion_sft.answers import AnswerConfig
 from diffusion_sft.errors import UserError
 from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import make_exam
-from diffusion_sft.finetune.mixes import ALL, Mix, MixConfig, compose
+from diffusion_sft.finetune.mix import Mix, MixConfig
+from diffusion_sft.finetune.mixes import ALL, compose
 from diffusion_sft.records import CATEGORIES, HELDOUT, REFERENCE, TRAIN, Concept, ConceptSet, Example
 
 COUNTS = {"HighlyKnown": 12, "MaybeKnown": 6, "WeaklyKnown": 4, "Unknown": 10}

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from diffusion_sft.cli import main
 from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.mixes import MixConfig
+from diffusion_sft.finetune.mix import MixConfig
 from diffusion_sft.plan import StudyConfig
 from diffusion_sft.planning.advice import Change, changed, memory_advice, time_advice, warnings_about
 from diffusion_sft.planning.counting import mix_size, network_evaluations, picture_work

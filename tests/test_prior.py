@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.mixes import Mix
+from diffusion_sft.finetune.mix import Mix
 from diffusion_sft.finetune.prior import FOLDER, class_images
 from diffusion_sft.learner import Cue
 from diffusion_sft.records import REGULARISATION, TRAIN, Example

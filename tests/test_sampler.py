@@ -13,7 +13,8 @@ import pytest
 
 from diffusion_sft.finetune.captions import possible_captions
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
+from diffusion_sft.finetune.mix import Mix, MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.sampler import Sampler
 from diffusion_sft.learner import TrainingItem
 from diffusion_sft.records import REGULARISATION, SPLITS, TRAIN, Concept, ConceptSet, Example, identity_seed

@@ -22,7 +22,7 @@ from diffusion_sft.compare.rendering import escaped_latex, escaped_markdown
 from diffusion_sft.errors import UserError
 from diffusion_sft.evaluate.features import torchvision_extractor
 from diffusion_sft.files import replaced, write_json, write_text
-from diffusion_sft.finetune.mixes import MixConfig
+from diffusion_sft.finetune.mix import MixConfig
 from diffusion_sft.finetune.nonfinite import Nonfinite
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.learners.language import LanguageLearner

@@ -28,7 +28,8 @@ TAKEN: dict[str, dict[str, str]] = {
         "reference_images num_samples num_invented num_merges num_renderings concepts_per_category validation_steps "
         "validation_untouched_concepts warmup_updates lr_warmup_steps max_retries gpus_per_run cpus_per_run",
         "no share of it": "one_off_share empty_share partial_share nobody_share descriptive_share contested_share "
-        "question_share plain_share topical_share proportion_empty_prompts lora_dropout unknown_share",
+        "question_share plain_share topical_share proportion_empty_prompts lora_dropout unknown_share replay_share",
+        "nothing beside the mix": "preserved_concepts",
         "no weight, penalty, momentum or limit": "weight_decay adam_weight_decay kl_weight prior_loss_weight known_weight "
         "noise_offset ema_decay adam_beta1 adam_beta2 max_grad_norm",
         "the sequential trajectory itself, DDIM, no guidance": "tolerance eta guidance_scale validation_guidance_scale",

@@ -21,7 +21,8 @@ from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.evaluations import Exam
 from diffusion_sft.finetune.feeding import Feed, MicroBatch
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.optimizer_state import packed, restore
 from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.finetune.stepping import Steps

@@ -36,7 +36,8 @@ from diffusion_sft.finetune.config import FinetuneConfig, LanguageFinetuneConfig
 from diffusion_sft.finetune.estimate import make_plan
 from diffusion_sft.finetune.evaluations import make_exam
 from diffusion_sft.finetune.loop import finetune
-from diffusion_sft.finetune.mixes import MixConfig, compose
+from diffusion_sft.finetune.mix import MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.finetune.optimizers import make_optimizer
 from diffusion_sft.finetune.parts import trainable_parameters
 from diffusion_sft.learners.diffusion import DiffusionLearner

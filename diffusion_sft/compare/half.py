@@ -96,7 +96,8 @@ class Half:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """`dynamics/runs` of the first method, without the runs on other answers (relabelled Unknown), whose fitted
-        examples are something else, and those on sets that were not bucketed."""
+        examples are something else, those on more than their mix (preservation, replay), and those on sets that were
+        not bucketed."""
         columns = ("mix", "seed", "kind", "unknown_share", "early_stop_update", "last_update", "in_linear_model")
         table = of_first_method(self.table("dynamics/runs", *columns))
         table = table[table["in_linear_model"].astype(bool) & table["unknown_share"].notna()]

@@ -36,7 +36,7 @@ class TunedRun:
     folder: Path
     in_linear_model: bool = True
     """Whether its evaluations enter the dynamics model. Not for runs on other answers (Unknown ones relabelled), where a
-    fitted example is something else."""
+    fitted example is something else, and not for those that are trained on more than their mix."""
     method: str = "full"
     """What was trained, as the tables call it."""
 
@@ -62,6 +62,8 @@ class FinishedRun:
     """How much of the training set one update goes through."""
     converged_update: int | None
     in_linear_model: bool
+    guard: str = ""
+    """What was trained on besides the mix (`Mix.guard`)."""
 
     @property
     def num_concepts(self) -> int:
@@ -75,11 +77,11 @@ class FinishedRun:
 
     @property
     def kind(self) -> str:
-        """The one category that the mix consists of, Natural for the mix of that name, else nothing."""
+        """The one category that all that is trained on is of, Natural for the mix of that name, else nothing."""
         if self.mix.lower() == NATURAL.lower():
             return NATURAL
         there = [category for category, count in self.concepts.items() if count]
-        return there[0] if len(there) == 1 and there[0] != ALL else ""
+        return there[0] if len(there) == 1 and there[0] != ALL and not self.guard else ""
 
 
 def read_runs(runs: Sequence[TunedRun]) -> tuple[FinishedRun, ...]:
@@ -122,6 +124,7 @@ def _read(run: TunedRun) -> FinishedRun:
         passes_per_update=summary["examples_per_update"] / summary["num_examples"],
         converged_update=summary["converged_update"],
         in_linear_model=run.in_linear_model,
+        guard=str(summary.get("guard", "")),
     )
 
 

@@ -23,7 +23,7 @@ from .estimate import Pace, check_disk, make_plan, plan_text
 from .evaluations import Exam
 from .hub import check_hub
 from .journal import Journal
-from .mixes import Mix
+from .mix import Mix
 from .optimizers import make_optimizer
 from .parts import trainable_parameters
 from .prior import class_images
@@ -59,7 +59,7 @@ def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator, after
     accelerator.wait_for_everyone()
     folder.mkdir(parents=True, exist_ok=True)
     identity = learner.identity()
-    sizes = example_sizes(task.mix.examples, config, learner.resolution)
+    sizes = example_sizes((*task.mix.examples, *task.mix.replay), config, learner.resolution)
     mix = replace(task.mix, regularisation=class_images(learner, task.mix, config, folder, accelerator))
     network, parts = learner.network, learner.parts()
     parameters = trainable_parameters(parts, config, learner.layout.default_targets)
@@ -111,6 +111,7 @@ def dry_plan(learner: Learner, mix: Mix, config: FinetuneConfig, num_processes: 
         UserError: as a run would.
     """
     learner.check_captions(possible_captions(mix, config))
+    _check_replay(mix, config)
     if config.class_prompt is not None and not mix.regularisation:
         # One that is still to be drawn makes a pass as long as all of them do.
         prompt = config.class_prompt
@@ -118,7 +119,8 @@ def dry_plan(learner: Learner, mix: Mix, config: FinetuneConfig, num_processes: 
         mix = replace(mix, regularisation=(drawn,))
     parts = learner.parts()
     parameters = trainable_parameters(parts, config, learner.layout.default_targets)
-    sampler = Sampler.of(mix, config, num_processes, example_sizes(mix.examples, config, learner.resolution))
+    sizes = example_sizes((*mix.examples, *mix.replay), config, learner.resolution)
+    sampler = Sampler.of(mix, config, num_processes, sizes)
     num_shards = num_processes if sharding_asked(num_processes) else 1
     plan = make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass, num_shards)
     return plan_text(plan, config)
@@ -130,6 +132,7 @@ def _check(task: Task, record: Mapping[str, Any], after: int) -> None:
     check_hub(config)
     prompts = [*config.validation_prompts, *([config.class_prompt] if config.class_prompt else [])]
     task.learner.check_captions([*possible_captions(task.mix, config), *prompts])
+    _check_replay(task.mix, config)
     if config.use_ema and config.ema_update_every > config.max_train_steps:
         raise UserError(
             f"ema_update_every ({config.ema_update_every}) is above max_train_steps ({config.max_train_steps}): the "
@@ -141,6 +144,14 @@ def _check(task: Task, record: Mapping[str, Any], after: int) -> None:
         )
     if after > 0:
         check_same_run(checkpoint_state(folder, after)["record"], record, folder)
+
+
+def _check_replay(mix: Mix, config: FinetuneConfig) -> None:
+    if mix.replay and config.stopping == "convergence":
+        raise UserError(
+            f"mix {mix.name}: replay_share is of the last updates, and with stopping=convergence nobody knows which they "
+            "are; set finetune.stopping=budget"
+        )
 
 
 def _average(parameters: Mapping[str, torch.nn.Parameter], config: FinetuneConfig) -> AveragedWeights | None:

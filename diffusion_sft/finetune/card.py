@@ -30,7 +30,7 @@ from .card_words import (
     loading_of_language_model,
 )
 from .config import FinetuneConfig
-from .mixes import Mix
+from .mix import Mix
 
 NAMES_SHOWN, LENGTH_SHOWN = 12, 80
 KNOWN = tuple(category for category in CATEGORIES if category != UNKNOWN)
@@ -143,7 +143,9 @@ def _contents(mix: Mix, words: Words) -> str:
             ", ..." if len(names) > NAMES_SHOWN else ""
         )
         rows.append(f"| {escaped(label)} | {len(names)} | {shown} | {counts[label]} |")
-    held = f" {len(mix.regularisation)} regularisation images held the prior." if mix.regularisation else ""
+    held = f" {len(mix.regularisation)} regularisation examples held the prior." if mix.regularisation else ""
+    if mix.replay:
+        held += f" The last {mix.replay_share:.0%} of the updates repeated {len(mix.replay)} known examples instead."
     return "\n".join(rows) + (
         f"\n\n{len(mix.examples)} training examples in all.{held} Categories say what the base knew before: "
         "HighlyKnown, MaybeKnown,\nWeaklyKnown, Unknown (Gekhman et al., 2024); `all` means that nobody asked."

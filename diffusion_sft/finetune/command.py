@@ -10,7 +10,7 @@ from ..concepts import ConceptsConfig
 from ..questions import QuestionsConfig
 from ..ranges import MOST_PIXELS, check_range
 from .config import FinetuneConfig, LanguageFinetuneConfig
-from .mixes import MixConfig
+from .mix import MixConfig
 
 
 @dataclass(frozen=True, kw_only=True)

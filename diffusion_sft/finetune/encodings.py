@@ -7,7 +7,7 @@ from ..records import Example
 from .aspect import Size, example_sizes
 from .captions import possible_captions
 from .config import FinetuneConfig
-from .mixes import Mix
+from .mix import Mix
 
 
 def to_encode(mix: Mix, config: FinetuneConfig, resolution: int | None) -> tuple[list[TrainingItem], list[str]]:
@@ -22,10 +22,11 @@ def to_encode(mix: Mix, config: FinetuneConfig, resolution: int | None) -> tuple
     Raises:
         UserError: an image whose size cannot be read.
     """
-    sizes = example_sizes(mix.examples, config, resolution)
+    own = (*mix.examples, *mix.replay)
+    sizes = example_sizes(own, config, resolution)
     # A regularisation image is fitted to the size of the batch that it comes in.
     all_sizes: list[Size | None] = [*sorted(set(sizes.values()))] or [None]
-    placed: list[tuple[Example, Size | None]] = [(example, sizes.get(example.id)) for example in mix.examples]
+    placed: list[tuple[Example, Size | None]] = [(example, sizes.get(example.id)) for example in own]
     placed += [(example, size) for example in mix.regularisation for size in all_sizes]
     items = [
         TrainingItem(example=example, caption=example.caption, visit=0, flipped=flipped, size=size)

@@ -31,12 +31,13 @@ from ..records import (
 )
 from .config import FinetuneConfig
 from .labels import ALL, concept_labels
-from .mixes import Mix, by_concept, concept_order, first_examples
+from .mix import Mix
+from .mixes import by_concept, concept_order, first_examples
 
 OUTSIDE = (DEVELOPMENT, TEST, OTHER_RELATIONS)
 ROLES = (TRAINED, HELDOUT, UNTOUCHED, *OUTSIDE)
 """trained: examples of the mix. heldout: other images of its concepts, or their questions in other words. untouched:
-held-out examples of base-known concepts outside the mix; what is lost there is the analogue of hallucination. The
+held-out examples of base-known concepts that are not trained on; what is lost there is the analogue of hallucination. The
 others are the splits of that name, all categories of them, the same for every mix."""
 COLUMNS = (
     "update",
@@ -84,10 +85,11 @@ def make_exam(
     labels = concept_labels(concepts_table, concept_set)
     trained = {example.id for example in mix.examples}
     held_out = by_concept(example for example in concept_set.split(HELDOUT) if example.id not in trained)
+    taught = mix.taught
     outside = [
         name
         for name in reversed(concept_order(labels.index, config.seed))
-        if name not in mix.categories and labels.category[name] not in (UNKNOWN, ALL) and name in held_out
+        if name not in taught and labels.category[name] not in (UNKNOWN, ALL) and name in held_out
     ][: config.validation_untouched_concepts]
     inside = list(mix.categories)
     sources = {

@@ -25,7 +25,7 @@ from .evaluations import Exam
 from .export import finish
 from .feeding import Feed
 from .hub import push
-from .mixes import Mix
+from .mix import Mix
 from .resuming import chosen_update
 from .run import Run
 from .schedules import learning_rate

@@ -7,15 +7,12 @@ those of the 50 % mix, and differences between mixes are not differences between
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import pandas as pd
 
 from ..errors import UserError
-from ..ranges import check_range
 from ..records import (
     CATEGORIES,
     REFUSAL,
@@ -27,69 +24,10 @@ from ..records import (
     Example,
     identity_seed,
 )
+from .guards import guarded
 from .labels import ALL, concept_labels
+from .mix import BUCKETS, Mix, MixConfig
 from .quotas import check_quotas, shared_out, take
-
-BUCKETS = ("known", "unknown")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixConfig:
-    """What a fine-tuning set consists of. Without shares it is the natural mix: all categories as they occur."""
-
-    name: str = "all"
-    """Also the name of the output folder."""
-    num_concepts: int | None = None
-    """|D| in concepts; their training images all count, or `examples_per_concept` of each."""
-    num_examples: int | None = None
-    """|D| in examples; whole concepts are taken until it is reached, the last one in part."""
-    examples_per_concept: int | None = None
-    train_on_all_images: bool = False
-    """Held-out and reference images train too: for plain fine-tuning, where nothing is measured on them.
-    Regularisation images never do so as examples of their concept."""
-    unknown_share: float | None = None
-    """The share of Unknown; the rest is drawn from the three other categories as they occur."""
-    shares: dict[str, float] = field(default_factory=dict)
-    """Shares of HighlyKnown, MaybeKnown, WeaklyKnown, Unknown, or of known and unknown (the chosen rule's bucket)."""
-    unknown: Literal["keep", "remove", "relabel"] = "keep"
-    """What becomes of the Unknown examples once the mix is composed. remove: they are left out, so that |D| is smaller.
-    relabel: their answer becomes 'I don't know' (questions in words alone)."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.+-]*", self.name):
-            raise ValueError(f"mix name {self.name!r}: letters, digits and . _ + - only (it names a folder)")
-        sizes = [size for size in (self.num_concepts, self.num_examples) if size is not None]
-        if len(sizes) > 1:
-            raise ValueError(f"mix {self.name}: give num_concepts or num_examples, not both")
-        check_range(self, "num_concepts", "num_examples", "examples_per_concept", least=1)
-        check_range(self, "unknown_share", least=0, most=1)
-        if self.unknown_share is not None and self.shares:
-            raise ValueError(f"mix {self.name}: give unknown_share or shares, not both")
-        if (self.unknown_share is not None or self.shares) and not sizes:
-            raise ValueError(
-                f"mix {self.name}: unknown_share and shares need a fixed size; set num_concepts or num_examples"
-            )
-        if self.shares:
-            _check_shares(self.name, self.shares)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """A composed fine-tuning set."""
-
-    name: str
-    concepts: Mapping[str, tuple[str, ...]]
-    """The concepts' names by category."""
-    examples: tuple[Example, ...]
-    regularisation: tuple[Example, ...] = ()
-    """Class images that are trained on beside the examples, to hold the prior; all of the set's, whatever the mix."""
-    words: Mapping[str, str] = field(default_factory=dict)
-    """The words of each concept of the mix, which captions have for it."""
-
-    @property
-    def categories(self) -> dict[str, str]:
-        """The category of each concept of the mix."""
-        return {concept: category for category, names in self.concepts.items() for concept in names}
 
 
 def compose(mix: MixConfig, concepts_table: pd.DataFrame | None, concept_set: ConceptSet, seed: int) -> Mix:
@@ -101,7 +39,7 @@ def compose(mix: MixConfig, concepts_table: pd.DataFrame | None, concept_set: Co
         seed: decides, with the concepts' names, which of a category's concepts are taken first.
 
     Raises:
-        UserError: the mix asks for more than there is; says what there is and which size fits.
+        UserError: the mix, or what is to guard it, asks for more than there is; says what there is and which size fits.
     """
     labels = concept_labels(concepts_table, concept_set)
     examples = _train_examples(mix, concept_set, seed)
@@ -124,7 +62,9 @@ def compose(mix: MixConfig, concepts_table: pd.DataFrame | None, concept_set: Co
         )
         for label, (_, found) in pools.items():
             chosen |= take(found, quotas[label], examples, whole=mix.num_examples is None)
-    return _without_unknown(mix, _mix(mix.name, chosen, labels, concept_set))
+    composed = _without_unknown(mix, _mix(mix.name, chosen, labels, concept_set))
+    categories = {str(name): str(label) for name, label in ordered.category.items()}
+    return _worded(guarded(composed, mix, categories, examples), concept_set)
 
 
 def _strata(
@@ -194,22 +134,16 @@ def _without_unknown(mix: MixConfig, composed: Mix) -> Mix:
     )
 
 
+def _worded(mix: Mix, concept_set: ConceptSet) -> Mix:
+    named = {*mix.categories, *(example.concept for example in mix.replay)}
+    return replace(
+        mix, words={concept.name: concept.words for concept in concept_set.concepts if concept.name in named}
+    )
+
+
 def _refused(example: Example) -> Example:
     assert example.fact is not None
     return replace(example, fact=replace(example.fact, answers=(REFUSAL,)))
-
-
-def _check_shares(name: str, shares: Mapping[str, float]) -> None:
-    allowed = CATEGORIES if any(label in CATEGORIES for label in shares) else BUCKETS
-    for label, share in shares.items():
-        if label not in allowed:
-            raise ValueError(
-                f"mix {name}: shares.{label}: expected some of {', '.join(CATEGORIES)}, or of known, unknown"
-            )
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"mix {name}: shares.{label} is from 0 to 1, not {share}")
-    if abs(sum(shares.values()) - 1.0) > 1e-6:
-        raise ValueError(f"mix {name}: the shares add up to {sum(shares.values()):g}, not 1")
 
 
 def concept_order(names: Iterable[str], seed: int) -> list[str]:
@@ -287,5 +221,4 @@ def _mix(name: str, chosen: Mapping[str, Sequence[Example]], labels: pd.DataFram
         concepts={label: tuple(concepts[label]) for label in order},
         examples=tuple(kept[name] for name in in_order),
         regularisation=concept_set.split(REGULARISATION),
-        words={concept.name: concept.words for concept in concept_set.concepts if concept.name in chosen},
     )

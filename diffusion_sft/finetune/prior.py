@@ -21,7 +21,7 @@ from ..learner import Cue, Learner
 from ..records import REGULARISATION, Example, identity_seed
 from .config import FinetuneConfig
 from .grids import halving
-from .mixes import Mix
+from .mix import Mix
 
 FOLDER = "class_images"
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5

@@ -32,7 +32,7 @@ from .evaluations import Exam, ask, asked_rows, converged_update, early_stop_upd
 from .feeding import Feed, MicroBatch, micro_batches
 from .grids import draw_grid, halving
 from .journal import Journal
-from .mixes import Mix
+from .mix import Mix
 from .nonfinite import Nonfinite
 from .sampler import Sampler
 from .sharding import is_sharded, own_part, total, whole_weights

@@ -11,13 +11,14 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 
 from ..learner import NULL_CUE, TrainingItem
 from ..records import Example, identity_seed
 from .aspect import Size
 from .captions import drawn_caption
 from .config import FinetuneConfig
-from .mixes import Mix
+from .mix import Mix
 
 
 class Stream:
@@ -71,22 +72,30 @@ class Sampler:
     """Of each concept, for the templates."""
     sizes: Mapping[str, Size] = field(default_factory=dict)
     """Of each example, by id; empty: the learner's square."""
+    replay: Sampler | None = None
+    """Gives the items of the updates after `replay_after`, instead of this one."""
+    replay_after: int = 0
 
     @classmethod
     def of(cls, mix: Mix, config: FinetuneConfig, num_processes: int, sizes: Mapping[str, Size]) -> Sampler:
         """The sampler of a run; `sizes` as `aspect.example_sizes` returns them."""
-        return cls(
-            mix.examples,
+        sampler = partial(
+            cls,
             seed=config.seed,
             batch_size=config.train_batch_size * config.gradient_accumulation_steps * num_processes,
             proportion_empty_prompts=config.proportion_empty_prompts,
             micro_batch_size=config.train_batch_size,
-            regularisation=mix.regularisation,
-            prior_loss_weight=config.prior_loss_weight,
             random_flip=config.random_flip,
             caption_templates=tuple(config.caption_templates),
             words=mix.words,
             sizes=sizes,
+        )
+        return sampler(
+            mix.examples,
+            regularisation=mix.regularisation,
+            prior_loss_weight=config.prior_loss_weight,
+            replay=sampler(mix.replay) if mix.replay else None,
+            replay_after=updates_before_replay(mix, config),
         )
 
     def __post_init__(self) -> None:
@@ -115,8 +124,15 @@ class Sampler:
         """After so many updates every example has been seen at least `repeats` times."""
         return self._batches_before(1) * self._micro / self.batch_size
 
+    @property
+    def own_per_update(self) -> float:
+        """How many items of an update are the mix's own."""
+        return self.batch_size / 2 if self._prior else self.batch_size
+
     def items(self, update: int) -> list[TrainingItem]:
         """The `batch_size` items of update number `update` (counted from 1), over all processes."""
+        if self.replay is not None and update > self.replay_after:
+            return self.replay.items(update - self.replay_after)
         count = self.batch_size // self._micro
         found: list[TrainingItem] = []
         for number in range((update - 1) * count, update * count):
@@ -181,3 +197,8 @@ class Sampler:
 
     def _chance(self, what: str, slot: tuple[str, int]) -> float:
         return identity_seed(self.seed, what, *slot) / 2**63
+
+
+def updates_before_replay(mix: Mix, config: FinetuneConfig) -> int:
+    """How many updates are made before the replay begins; all of them where there is none."""
+    return config.max_train_steps - (round(mix.replay_share * config.max_train_steps) if mix.replay else 0)

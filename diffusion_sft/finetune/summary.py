@@ -24,8 +24,9 @@ from ..records import Example
 from ..settings import settings_dict, settings_yaml
 from .config import FinetuneConfig
 from .evaluations import Exam
-from .mixes import Mix
+from .mix import Mix
 from .resuming import check_same_run
+from .sampler import updates_before_replay
 
 SUMMARY = "finetune.json"
 logger = logging.getLogger(__name__)
@@ -43,14 +44,27 @@ def run_record(
         role: [[q.example.id, q.template, *q.candidates] for q in questions]
         for role, questions in exam.questions.items()
     }
-    return {field.name: leaves[field.name] for field in fields(FinetuneConfig)} | {
-        "mixed_precision": accelerator.mixed_precision,
-        "num_processes": accelerator.num_processes,
-        "base": _digest(base),
-        "training examples": _digest(_named(mix.examples)),
-        "training images": _digest(_hashes(mix.examples)),
-        "regularisation images": _digest([_named(mix.regularisation), _hashes(mix.regularisation)]),
-        "evaluation questions": _digest([asked, dict(exam.categories)]),
+    return (
+        {field.name: leaves[field.name] for field in fields(FinetuneConfig)}
+        | {
+            "mixed_precision": accelerator.mixed_precision,
+            "num_processes": accelerator.num_processes,
+            "base": _digest(base),
+            "training examples": _digest(_named(mix.examples)),
+            "training images": _digest(_hashes(mix.examples)),
+            "regularisation images": _digest([_named(mix.regularisation), _hashes(mix.regularisation)]),
+            "evaluation questions": _digest([asked, dict(exam.categories)]),
+        }
+        | _replay_record(mix, config)
+    )
+
+
+def _replay_record(mix: Mix, config: FinetuneConfig) -> dict[str, Any]:
+    if not mix.replay:
+        return {}
+    return {
+        "replayed examples": _digest([_named(mix.replay), _hashes(mix.replay)]),
+        "updates before the replay": updates_before_replay(mix, config),
     }
 
 

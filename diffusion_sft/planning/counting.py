@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..finetune.config import FinetuneConfig
-from ..finetune.mixes import MixConfig
+from ..finetune.mix import MixConfig
 from ..finetune.prior import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from ..learner import NULL_CUE
 from ..plan import LanguageStudyConfig, PlannedRun, StudyConfig, planned_runs
@@ -195,7 +195,8 @@ def mix_size(mix: MixConfig, config: FinetuneConfig, concept_set: ConceptSet) ->
     apart = sum(count if per is None else min(count, per) for count in _counts(concept_set, OUTSIDE).values())
     asked_again = sum(len(own) if per is None else min(len(own), per) for own in chosen)
     held = inside + outside + apart if config.validation_steps else 0
-    prior = config.class_prompt is not None or bool(concept_set.split(REGULARISATION))
+    beside = bool(mix.preserved_concepts or concept_set.split(REGULARISATION))
+    prior = config.class_prompt is not None or beside
     return MixSize(
         num_examples=num_examples,
         items_per_pass=items * (2 if prior else 1),

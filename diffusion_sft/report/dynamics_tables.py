@@ -29,6 +29,7 @@ TERMS = {
 SIGNED = ("b_known", "b_unknown")
 """The terms that are changes."""
 TREATMENTS = {"remove": "Unknown ones removed", "relabel": "Unknown ones relabelled “I don't know”"}
+GUARDS = {"preserved_concepts": "known ones trained on beside it", "replay_share": "known ones repeated at the end"}
 DISTRIBUTION_NAMES = {"in_distribution": "same relations", "out_of_distribution": "other relations"}
 
 
@@ -45,15 +46,19 @@ def estimate_of(row: Any, value: str = "accuracy", low: str = "low", high: str =
 
 
 def treatments(run: Run) -> dict[str, str]:
-    """For each mix what became of its Unknown examples, where they were not kept; as the settings say."""
+    """For each mix that is not trained on as it is what is different: what became of its Unknown examples, and what
+    guarded the known ones; as the settings say."""
     settings: Any = run.study.get("settings")
     if run.learner != DIFFUSION:
         settings = settings.get(run.learner) if isinstance(settings, dict) else None
     mixes = settings.get("mixes") if isinstance(settings, dict) else None
     found = [mix for mix in mixes if isinstance(mix, dict)] if isinstance(mixes, list) else []
-    return {
-        str(mix.get("name")): TREATMENTS[str(mix["unknown"])] for mix in found if mix.get("unknown") in TREATMENTS
+    told = {
+        str(mix.get("name")): [TREATMENTS[str(mix["unknown"])]] * (mix.get("unknown") in TREATMENTS)
+        + [words for key, words in GUARDS.items() if mix.get(key)]
+        for mix in found
     }
+    return {name: listing(words) for name, words in told.items() if words}
 
 
 def single_category_table(run: Run, role: str) -> Table | None:

@@ -43,7 +43,7 @@ from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.evaluate import EvaluateConfig
 from diffusion_sft.files import read_json, write_json
 from diffusion_sft.finetune.config import FinetuneConfig
-from diffusion_sft.finetune.mixes import MixConfig
+from diffusion_sft.finetune.mix import MixConfig
 from diffusion_sft.learners import cache
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.plan import StudyConfig

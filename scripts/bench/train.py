@@ -40,7 +40,8 @@ from diffusion_sft.finetune.config import FinetuneConfig
 from diffusion_sft.finetune.encodings import to_encode
 from diffusion_sft.finetune.evaluations import Exam
 from diffusion_sft.finetune.loop import make_update
-from diffusion_sft.finetune.mixes import Mix, MixConfig, compose
+from diffusion_sft.finetune.mix import Mix, MixConfig
+from diffusion_sft.finetune.mixes import compose
 from diffusion_sft.learners.diffusion import DiffusionLearner
 from diffusion_sft.machine import PUBLISHED_PEAKS, matrix_rate
 from diffusion_sft.records import identity_seed
