@@ -210,19 +210,7 @@ class Story(ABC):
 
     def summarise_dynamics(self, learner: str, config: FinetuneConfig) -> None:
         """How fast each category was fitted and what that did, beside the published figures."""
-        folder = self.folder / "finetune"
-        tuned = [
-            TunedRun(
-                mix=run.mix.name,
-                seed=run.seed,
-                folder=folder / run.name,
-                in_linear_model=run.mix.unknown != "relabel" and not run.mix.is_guarded,
-                method=run.method_name(config),
-            )
-            for run in self.runs()
-        ]
-        tuned = [run for run in tuned if (run.folder / "evaluations.parquet").is_file()]
-        if tuned:
+        if tuned := runs_to_summarise(self.runs(), config, self.folder / "finetune"):
             text = dynamics_text(summarise_runs(tuned, learner, self.folder / "dynamics"), load_reference())
             write_text(self.folder / "dynamics" / "summary.txt", text)
             print(text)
@@ -266,6 +254,21 @@ class Story(ABC):
         self.seconds[stage] = round(time.monotonic() - started, 1)
         if is_main():
             self.record()
+
+
+def runs_to_summarise(runs: Sequence[PlannedRun], config: FinetuneConfig, folder: Path) -> list[TunedRun]:
+    """Those of a study's runs that are there in its folder of runs and were evaluated."""
+    tuned = [
+        TunedRun(
+            mix=run.mix.name,
+            seed=run.seed,
+            folder=folder / run.name,
+            in_linear_model=run.mix.unknown != "relabel" and not run.mix.is_guarded,
+            method=run.method_name(config),
+        )
+        for run in runs
+    ]
+    return [run for run in tuned if (run.folder / "evaluations.parquet").is_file()]
 
 
 def _seconds(record: Path) -> dict[str, float]:

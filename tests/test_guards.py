@@ -108,6 +108,7 @@ def test_a_run_resumed_within_the_replay_is_the_run_that_was_not_stopped(tmp_pat
     config = replace(EXACT, max_train_steps=12, checkpointing_steps=9, validation_steps=6)
     summary, _ = run_exact(config, tmp_path / "whole", HALF)
     assert (summary["guard"], summary["examples_per_update"]) == ("replayed", 8)
+    assert summary["guarding_concepts"] == ["blorp"]
     run_exact(config, tmp_path / "stopped", HALF)
     for late in ("finetune.json", "checkpoint-12/state.json"):
         (tmp_path / "stopped" / late).unlink()

@@ -179,3 +179,12 @@ def test_coverage_is_the_one_that_the_docstring_states(num_rows: int, low: float
         ends = np.quantile(means, [0.025, 0.975])
         hits.append(ends[0] <= 0 <= ends[1])
     assert low <= np.mean(hits) <= high
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("count", range(4, 40))
+def test_a_perfect_rank_correlation_lies_in_its_interval(count: int, sign: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    found = spearman(values, sign * values)
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(sign)

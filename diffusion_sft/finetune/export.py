@@ -157,6 +157,7 @@ def _summary(run: Run, update: int) -> dict[str, Any]:
         "num_examples": len(run.mix.examples),
         "concepts": {category: list(names) for category, names in run.mix.concepts.items()},
         "guard": run.mix.guard,
+        "guarding_concepts": sorted(run.mix.taught - set(run.mix.categories)),
         "seconds": round(run.elapsed_seconds(), 2),
         "identity": dict(run.identity) | {"source": base_name(str(run.identity.get("source", "")))},
         "environment": run_environment(run.accelerator.device),

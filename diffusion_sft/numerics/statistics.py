@@ -190,7 +190,8 @@ def spearman(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) ->
         return Interval(value=value, low=math.nan, high=math.nan)
     half_width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + value**2 / 2) / (len(first) - 3))
     centre = math.atanh(np.clip(value, -1 + 1e-15, 1 - 1e-15))
-    return Interval(value=value, low=math.tanh(centre - half_width), high=math.tanh(centre + half_width))
+    ends = math.tanh(centre - half_width), math.tanh(centre + half_width)
+    return Interval(value=value, low=min(ends[0], value), high=max(ends[1], value))  # Rounding may leave 1 outside.
 
 
 def cohen_kappa(first: Sequence[object], second: Sequence[object]) -> float:

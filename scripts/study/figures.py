@@ -1,0 +1,293 @@
+"""The study's figures, drawn from the published tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from diffusion_sft.files import replaced
+from diffusion_sft.records import CATEGORIES, DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, TEST, UNKNOWN
+from diffusion_sft.reference import load_reference
+from diffusion_sft.report.drawing import tick
+from diffusion_sft.report.svg import COLOURS, EARLY, INK, LATE, MUTED, PAPER, PUBLISHED, RULE, THEME
+
+from .numbers import OUTSIDE, Published, over_runs
+
+NAMES = {DIFFUSION: "diffusion model", LLM: "language model"}
+WORLD_STYLE = (("o", "-", EARLY), ("s", "--", LATE))
+"""Marker, line and colour of the first world and of the second."""
+SHARES = ("unknown-000", "unknown-025", "unknown-050", "unknown-075", "unknown-100")
+METHODS = {
+    ("unknown-100", "full"): ("Unknown alone, all weights", COLOURS[UNKNOWN], "D"),
+    ("unknown-100-preserved", "full"): ("known ones beside it", COLOURS[HIGHLY_KNOWN], "o"),
+    ("unknown-100-replayed", "full"): ("known ones at the end", COLOURS["MaybeKnown"], "s"),
+    ("unknown-100", "lora-rank16"): ("LoRA, rank 16", COLOURS["unknown"], "^"),
+}
+DOTS_PER_INCH = 110
+
+
+@contextmanager
+def panels(
+    columns: int, rows: int = 1, width: float = 4.1, height: float = 3.3, **options: Any
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure in the project's look, and its axes as (rows, columns)."""
+    with matplotlib.rc_context(THEME):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor=PAPER)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def cost(published: Published) -> Figure:
+    """What stays right of what was HighlyKnown and was not taught, by the share of Unknown in the mix."""
+    single = load_reference().single_category["convergence"]
+    with panels(2, sharey=True) as (figure, grid):
+        for axes, learner in zip(grid[0], NAMES, strict=True):
+            for number, world in enumerate(published.worlds):
+                _share_line(axes, _kept(published, learner, world), number, world)
+            if learner == LLM:
+                ends = [single[name][HIGHLY_KNOWN] / 100 for name in (HIGHLY_KNOWN, UNKNOWN)]
+                axes.plot([0, 1], ends, "^", mfc="none", mec=PUBLISHED, ms=8, label="Gekhman et al. (2024)")
+            axes.set(
+                title=NAMES[learner], xlabel="Unknown in the mix", xticks=[0, 0.25, 0.5, 0.75, 1], ylim=(-0.03, 1.03)
+            )
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            axes.legend(frameon=False, labelcolor=INK, loc="lower left", fontsize=9.5)
+        grid[0][0].set_ylabel("HighlyKnown, not taught:\nright after fine-tuning", color=MUTED)
+    return figure
+
+
+def _kept(published: Published, learner: str, world: str) -> pd.DataFrame:
+    """unknown_share, before and end of every full run on the mixes of SHARES."""
+    half = published.half(learner, world)
+    if learner == DIFFUSION:
+        table = half.pictures[half.pictures["category"] == HIGHLY_KNOWN]
+    else:
+        table = half.asked[(half.asked["role"] == TEST) & (half.asked["category"] == HIGHLY_KNOWN)]
+        table = table.rename(columns={"accuracy_before": "before", "accuracy_end": "end"})
+    return table[table["mix"].isin(SHARES) & (table["method"] == "full")]
+
+
+def _share_line(axes: Axes, table: pd.DataFrame, number: int, world: str) -> None:
+    marker, line, colour = WORLD_STYLE[number]
+    shift = (-0.012, 0.012)[number]
+    means = {share: over_runs(own["end"]) for share, own in table.groupby("unknown_share")}
+    places = np.array(list(means)) + shift
+    axes.scatter(table["unknown_share"] + shift, table["end"], s=14, color=colour, alpha=0.35, linewidth=0)
+    axes.plot(places, [mean.value for mean in means.values()], line, marker=marker, color=colour, label=world)
+    for place, mean in zip(places, means.values(), strict=True):
+        if mean.has_interval:
+            axes.plot([place, place], np.clip([mean.low, mean.high], 0, 1), color=colour, linewidth=1.1)
+    axes.axhline(table["before"].mean(), color=colour, linewidth=0.9, linestyle=":")
+
+
+def fit(published: Published) -> Figure:
+    """The fitted share of the trained examples over updates, mixes that are half Unknown."""
+    with panels(2, sharey=True) as (figure, grid):
+        for axes, learner in zip(grid[0], NAMES, strict=True):
+            for number, world in enumerate(published.worlds):
+                curves = published.half(learner, world).table("dynamics/fit_curves")
+                curves = curves[(curves["mix"] == "unknown-050") & (curves["method"] == "full")]
+                for category in CATEGORIES:
+                    own = curves[curves["category"] == category].sort_values("update")
+                    if len(own):
+                        line = WORLD_STYLE[number][1]
+                        axes.plot(own["update"], own["fitted_share"], line, color=COLOURS[category], label=category)
+                        axes.fill_between(
+                            own["update"], own["low"], own["high"], color=COLOURS[category], alpha=0.08, lw=0
+                        )
+            axes.set(title=NAMES[learner], xlabel="updates", ylim=(-0.03, 1.03))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            _one_legend(axes, loc="lower right")
+        grid[0][0].set_ylabel("trained examples answered rightly", color=MUTED)
+    return figure
+
+
+def _one_legend(axes: Axes, **options: Any) -> None:
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(handles.values(), handles.keys(), frameon=False, labelcolor=INK, fontsize=9.5, **options)
+
+
+def rules(published: Published) -> Figure:
+    """How well each rule tells names read often from names never read, and follows the exposure."""
+    measures = {
+        "auroc": "AUROC, read ≥ 200 times / never",
+        "spearman_with_log_exposure": "Spearman with log exposure",
+    }
+    with panels(2, height=2.6, sharey=True) as (figure, grid):
+        for axes, (measure, told) in zip(grid[0], measures.items(), strict=True):
+            for number, world in enumerate(published.worlds):
+                marker, _, colour = WORLD_STYLE[number]
+                summary = published.half(DIFFUSION, world).bucket_summary["exposure"][measure]
+                for place, rule in enumerate(summary):
+                    found, height = summary[rule], place + (-0.12, 0.12)[number]
+                    axes.plot([found["low"], found["high"]], [height, height], color=colour, linewidth=1.6)
+                    axes.plot(found["value"], height, marker, color=colour, label=world)
+            axes.set_yticks(range(len(summary)), list(summary), color=INK)
+            axes.set(xlabel=told, ylim=(len(summary) - 0.5, -0.5))
+        grid[0][0].axvline(0.5, color=MUTED, linewidth=0.9, linestyle=":")
+        _one_legend(grid[0][0], loc="upper left")
+    return figure
+
+
+def classes(published: Published) -> Figure:
+    """Category against solution class, of each learner and world."""
+    solutions = ("one", "many", "none")
+    with panels(2 * len(published.worlds), width=2.6, height=2.9) as (figure, grid):
+        places = [(learner, world) for learner in NAMES for world in published.worlds]
+        for axes, (learner, world) in zip(grid[0], places, strict=True):
+            counts = published.verdict(world)["learners"][learner]["association"]["table"]
+            table = np.array([[counts.get(c, {}).get(s, 0) for s in solutions] for c in CATEGORIES], dtype=float)
+            shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+            for row in range(4):
+                for column in range(3):
+                    dark = shares[row, column] > 0.75
+                    axes.text(
+                        column,
+                        row,
+                        f"{table[row, column]:.0f}",
+                        ha="center",
+                        va="center",
+                        color=PAPER if dark else INK,
+                    )
+            axes.set_xticks(range(3), solutions)
+            axes.set_yticks(range(4), CATEGORIES if axes is grid[0][0] else [""] * 4, color=INK)
+            axes.set_title(f"{NAMES[learner]}\n{world}", fontsize=10)
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def forecasts(published: Published) -> Figure:
+    """Forgetting in nats, forecast before training and measured after it."""
+    with panels(2) as (figure, grid):
+        for axes, learner in zip(grid[0], NAMES, strict=True):
+            for number, world in enumerate(published.worlds):
+                table = published.half(learner, world).forecasts
+                if table is not None:
+                    marker, _, colour = WORLD_STYLE[number]
+                    axes.plot(table["forecast"], table["outcome"], marker, color=colour, alpha=0.7, label=world)
+            low, high = axes.get_xlim()
+            axes.axline((low, low), slope=1, color=MUTED, linewidth=0.9, linestyle=":")
+            axes.set(title=NAMES[learner], xlabel="forecast, nats of error", xlim=(low, high))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, signed=True)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, signed=True)))
+            _one_legend(axes, loc="best")
+        grid[0][0].set_ylabel("measured at the end", color=MUTED)
+    return figure
+
+
+def distances(published: Published) -> Figure:
+    """FID's change of the known bucket beside what happened to single concepts."""
+    pictures = published.frame(DIFFUSION, "pictures")
+    pictures = pictures[pictures["category"] == HIGHLY_KNOWN].set_index(["world", "run"])
+    frame = published.frame(DIFFUSION, "distances")
+    frame = frame[(frame["metric"] == "fid_change") & (frame["bucket"] == "known")].set_index(["world", "run"])
+    table = frame[["value", "standard_error", "mix", "method"]].join(
+        pictures[["change", "lost_concepts", "num_concepts"]]
+    )
+    colours = [_mix_colour(mix) for mix in table["mix"]]
+    lost = table["lost_concepts"] / table["num_concepts"]
+    told = {"pictures read right, change": table["change"], "concepts that lost half of theirs": lost}
+    with panels(2) as (figure, grid):
+        for axes, (label, values) in zip(grid[0], told.items(), strict=True):
+            axes.errorbar(
+                table["value"], values, xerr=1.96 * table["standard_error"], fmt="none", ecolor=RULE, zorder=1
+            )
+            axes.scatter(table["value"], values, color=colours, s=26, zorder=3)
+            axes.set(xlabel="change of the known bucket's FID", ylabel=label)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    return figure
+
+
+def _mix_colour(mix: str) -> str:
+    known = COLOURS[HIGHLY_KNOWN] if mix == SHARES[0] else MUTED
+    return COLOURS[UNKNOWN] if mix.startswith(SHARES[-1]) else known
+
+
+def mitigations(published: Published) -> Figure:
+    """What is learnt of all-Unknown mixes, and what it costs, with and without a guard."""
+    with panels(2) as (figure, grid):
+        for axes, learner in zip(grid[0], NAMES, strict=True):
+            learnt = published.frame(learner, "asked")
+            learnt = learnt[(learnt["role"] == HELDOUT) & (learnt["category"] == UNKNOWN)].set_index(["world", "run"])
+            for (mix, method), (told, colour, marker) in METHODS.items():
+                own = learnt[(learnt["mix"] == mix) & (learnt["method"] == method)]["accuracy_end"]
+                lost = _lost(published, learner).reindex(own.index)
+                if len(own):
+                    axes.plot(own, lost, marker, color=colour, alpha=0.4, ms=5)
+                    axes.plot(own.mean(), lost.mean(), marker, color=colour, ms=10, mec=INK, label=told)
+            axes.axhline(0, color=MUTED, linewidth=0.9, linestyle=":")
+            axes.set(title=NAMES[learner], xlabel="Unknown learnt: held-out right")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="best")
+        grid[0][0].set_ylabel("HighlyKnown, not taught: change", color=MUTED)
+    return figure
+
+
+def _lost(published: Published, learner: str) -> pd.Series:
+    """The change of what was HighlyKnown and not taught, by world and run."""
+    if learner == DIFFUSION:
+        table = published.frame(learner, "pictures")
+        return table[table["category"] == HIGHLY_KNOWN].set_index(["world", "run"])["change"]
+    table = published.frame(learner, "asked")
+    table = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == HIGHLY_KNOWN)]
+    return table.set_index(["world", "run"])["accuracy_change_end"]
+
+
+def coefficients(published: Published) -> Figure:
+    """b_known and b_unknown of the linear model, beside the published ones."""
+    reference = load_reference().linear_model["in_distribution"]
+    with panels(2, height=2.8, sharey=True) as (figure, grid):
+        labels = [f"{NAMES[learner]}, {world}" for learner in NAMES for world in published.worlds] + [
+            "Gekhman et al. (2024)"
+        ]
+        for axes, term in zip(grid[0], ("b_known", "b_unknown"), strict=True):
+            place = 0
+            for learner in NAMES:
+                for number, world in enumerate(published.worlds):
+                    marker, _, colour = WORLD_STYLE[number]
+                    row = published.half(learner, world).coefficient(term)
+                    axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6)
+                    axes.plot(row["estimate"], place, marker, color=colour)
+                    place += 1
+            told = {"b_known": reference.b_known_points, "b_unknown": reference.b_unknown_points}[term]
+            axes.plot(told / 100, place, "^", mfc="none", mec=PUBLISHED, ms=8)
+            axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=":")
+            axes.set_yticks(range(place + 1), labels, color=INK)
+            axes.set(title={"b_known": "b known", "b_unknown": "b Unknown"}[term], ylim=(place + 0.5, -0.5))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(round(100 * value, 6), signed=True)))
+            axes.set_xlabel("points of accuracy")
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[Published], Figure]] = {
+    "cost": cost,
+    "fit": fit,
+    "rules": rules,
+    "classes": classes,
+    "forecasts": forecasts,
+    "distances": distances,
+    "mitigations": mitigations,
+    "coefficients": coefficients,
+}
+
+
+def draw_all(published: Published, folder: Path) -> None:
+    """Write every figure as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES.items():
+        with replaced(folder / f"{name}.png") as temporary, matplotlib.rc_context(THEME):
+            draw(published).savefig(
+                temporary, format="png", dpi=DOTS_PER_INCH, facecolor=PAPER, metadata={"Software": None}
+            )

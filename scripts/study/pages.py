@@ -1,0 +1,97 @@
+"""The write-up: templates filled with numbers from the tables, and sentences that hold only as long as the numbers do.
+
+A template says `{{ holds(CONDITION) }}` before a sentence that claims something; where the tables no longer say so, no
+page is written and the error names the template's line, so that no claim outlives its evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+
+from diffusion_sft.files import write_text
+from diffusion_sft.records import CATEGORIES, DIFFUSION, LLM
+from diffusion_sft.reference import load_reference
+from diffusion_sft.report.wording import Estimate, fixed, listing, number, reading, share_reading
+
+from .numbers import Published, over_runs
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGES = {"study.md.j2": "docs/study.md", "advice.md.j2": "docs/advice.md"}
+README = "README.md"
+BEGIN, END = "<!-- findings: written by scripts/rebuild_results.py -->", "<!-- end of findings -->"
+
+
+class ClaimError(Exception):
+    """A sentence of the write-up that the tables do not bear out."""
+
+
+def write_pages(published: Published, root: Path) -> None:
+    """Write the pages and the README's findings below `root`.
+
+    Raises:
+        ClaimError: a claim that does not hold.
+    """
+    environment = _environment(published)
+    for template, page in PAGES.items():
+        write_text(root / page, environment.get_template(template).render())
+    findings = environment.get_template("findings.md.j2").render().strip()
+    readme = (root / README).read_text(encoding="utf-8")
+    before, rest = readme.split(BEGIN)
+    write_text(root / README, f"{before}{BEGIN}\n{findings}\n{END}{rest.split(END)[1]}")
+
+
+def _environment(published: Published) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {
+        "percent": lambda found: _joined(share_reading(_plain(found))),
+        "points": lambda found: _joined(share_reading(_plain(found), signed=True)).replace("\u00a0points", ""),
+        "reading": lambda found: _joined(reading(_plain(found))),
+        "signed": lambda found: _joined(reading(_plain(found), signed=True)),
+        "number": number,
+        "fixed": fixed,
+    }
+    environment.globals |= {
+        "results": published,
+        "worlds": published.worlds,
+        "learners": {DIFFUSION: "diffusion model", LLM: "language model"},
+        "categories": CATEGORIES,
+        "reference": load_reference(),
+        "estimate": lambda row, value="value": Estimate(value=row[value], low=row["low"], high=row["high"]),
+        "over_runs": over_runs,
+        "holds": pass_context(_holds),
+        "listing": listing,
+        "isna": pd.isna,
+    }
+    return environment
+
+
+def _holds(context: Context, condition: Any) -> str:
+    """Nothing, where the condition is true."""
+    if not condition:
+        raise ClaimError(f"{context.name}: a claim does not hold any more; look at the sentence and the tables")
+    return ""
+
+
+def _plain(found: Any) -> Estimate:
+    if isinstance(found, Estimate):
+        return found
+    if isinstance(found, Mapping):
+        return Estimate(value=float(found["value"]), low=float(found["low"]), high=float(found["high"]))
+    return Estimate(value=float(found.value), low=float(found.low), high=float(found.high))
+
+
+def _joined(parts: tuple[str, str]) -> str:
+    return " ".join(part for part in parts if part).replace("\u00a0", " ")
