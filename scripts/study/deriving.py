@@ -48,8 +48,10 @@ def derive_half(world: Path, learner: str) -> None:
     own: Any = config if learner == DIFFUSION else config.llm
     for name in DERIVED:
         shutil.rmtree(folder / name, ignore_errors=True)
-    probed = (read_table(folder / "probe" / f"{name}.parquet") for name in ("scores", "answers", "samples"))
-    found = bucket(*probed, read_table(folder / CONCEPTS), own.buckets)
+    scores, answers, samples = (
+        read_table(folder / "probe" / f"{name}.parquet") for name in ("scores", "answers", "samples")
+    )
+    found = bucket(scores, answers, samples, read_table(folder / CONCEPTS), own.buckets)
     write_buckets(found, folder / "buckets")
     runs = planned_runs(own.mixes, own.seeds or config.seeds, own.finetune.seed, own.methods)
     dynamics = summarise_runs(

@@ -62,7 +62,9 @@ class Half:
         ]
         guards = [str(record["guard"]) for record in records]
         seconds = [float(record["seconds"]) for record in records]
-        return rows.assign(world=self.world, taught=taught, guard=guards, seconds=seconds)
+        return rows.assign(
+            world=self.world, taught=pd.Series(taught, index=rows.index, dtype=object), guard=guards, seconds=seconds
+        )
 
     @cached_property
     def asked(self) -> pd.DataFrame:
@@ -70,8 +72,7 @@ class Half:
         parts = []
         for run in self.runs.to_dict("records"):
             table = self.table(f"finetune/{run['run']}/evaluations")
-            whole = table.groupby(["update", "role"], sort=False).apply(_together, include_groups=False).reset_index()
-            table = pd.concat([table, whole.assign(category=ALL)], ignore_index=True)
+            table = pd.concat([table, _together(table)], ignore_index=True)
             stops = {"before": 0, "early": run["early_stop_update"], "end": run["last_update"]}
             found = table.drop_duplicates(["role", "category"]).set_index(["role", "category"])[["num_examples"]]
             for stop, update in stops.items():
@@ -141,10 +142,15 @@ class Half:
         return table.merge(self.runs[[*RUN, "unknown_share", "guard"]], left_on="model", right_on="run")
 
 
-def _together(rows: pd.DataFrame) -> pd.Series:
-    weights = rows["num_examples"].to_numpy(float)
-    means = {name: float(np.average(rows[name], weights=weights)) for name in ("accuracy", "error_nats")}
-    return pd.Series({"num_examples": int(weights.sum()), **means})
+def _together(table: pd.DataFrame) -> pd.DataFrame:
+    """All categories of each update and role as one, in the columns that are read here."""
+    weights = table["num_examples"]
+    sums = table.assign(accuracy=table["accuracy"] * weights, error_nats=table["error_nats"] * weights)
+    found = (
+        sums.groupby(["update", "role"], sort=False)[["num_examples", "accuracy", "error_nats"]].sum().reset_index()
+    )
+    means = found[["accuracy", "error_nats"]].div(found["num_examples"], axis=0)
+    return found.assign(accuracy=means["accuracy"], error_nats=means["error_nats"], category=ALL)
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,54 @@ class Published:
         own = table[(table["role"] == role) & (table["category"] == category)]
         own = own[(own["mix"] == mix) & (own["method"] == method)]
         return over_runs(own[f"accuracy_{stop}"])
+
+    def kept(
+        self, learner: str, mix: str, *, method: str = "full", worlds: Iterable[str] = ()
+    ) -> dict[str, Estimate]:
+        """What was HighlyKnown and was not taught, over runs of a mix: the share right before and at the end (of generated
+        pictures, or of test questions), and its change."""
+        if learner == DIFFUSION:
+            table = self.frame(learner, "pictures", worlds)
+        else:
+            table = self.frame(learner, "asked", worlds)
+            table = table[table["role"] == TEST]
+            names = {"accuracy_before": "before", "accuracy_end": "end", "accuracy_change_end": "change"}
+            table = table.rename(columns=names)
+        own = table[(table["mix"] == mix) & (table["method"] == method) & (table["category"] == CATEGORIES[0])]
+        return {name: over_runs(own[name]) for name in ("before", "end", "change")}
+
+    def outside_nats(
+        self, learner: str, mix: str, *, method: str = "full", category: str = ALL, worlds: Iterable[str] = ()
+    ) -> Estimate:
+        """The change of the error in nats on what was never taught, over runs of a mix."""
+        table = self.frame(learner, "asked", worlds)
+        own = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
+        return over_runs(own[(own["mix"] == mix) & (own["method"] == method)]["error_nats_change_end"])
+
+    def coefficient(self, learner: str, world: str, term: str) -> Estimate:
+        """A coefficient of the dynamics model of one world, in shares of accuracy."""
+        row = self.half(learner, world).coefficient(term)
+        return Estimate(value=row["estimate"], low=row["low"], high=row["high"])
+
+    def forecast(
+        self,
+        learner: str,
+        world: str,
+        *,
+        role: str = "",
+        category: str = ALL,
+        measure: str = "error_nats",
+        predictor: str = "forecast",
+    ) -> pd.Series | None:
+        """A rank correlation of forecast and outcome at the end, after the most Krylov steps; None where there is none."""
+        half = self.half(learner, world)
+        if half.forecasts is None:
+            return None
+        table = half.table("solve/correlations")
+        wanted = {"role": role or OUTSIDE[learner], "category": category, "outcome": "last", "measure": measure}
+        for column, value in (wanted | {"predictor": predictor, "krylov_steps": table["krylov_steps"].max()}).items():
+            table = table[table[column] == value]
+        return table.iloc[0] if len(table) else None
 
     def pictures_change(
         self, mix: str, *, method: str = "full", category: str = CATEGORIES[0], worlds: Iterable[str] = ()

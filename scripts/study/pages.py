@@ -6,7 +6,7 @@ page is written and the error names the template's line, so that no claim outliv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from diffusion_sft.report.wording import Estimate, fixed, listing, number, readi
 from .numbers import Published, over_runs
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGES = {"study.md.j2": "docs/study.md", "advice.md.j2": "docs/advice.md"}
+PAGES = {"study.md.j2": "docs/study.md", "advice.md.j2": "docs/advice.md", "results.md.j2": "data/results/README.md"}
 README = "README.md"
 BEGIN, END = "<!-- findings: written by scripts/rebuild_results.py -->", "<!-- end of findings -->"
 
@@ -65,6 +65,9 @@ def _environment(published: Published) -> Environment:
     }
     environment.globals |= {
         "results": published,
+        "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
+        "world_seeds": _words(half.study["settings"]["world"]["seed"] for half in published.halves.values()),
+        "machine": _machine(published),
         "worlds": published.worlds,
         "learners": {DIFFUSION: "diffusion model", LLM: "language model"},
         "categories": CATEGORIES,
@@ -91,6 +94,20 @@ def _plain(found: Any) -> Estimate:
     if isinstance(found, Mapping):
         return Estimate(value=float(found["value"]), low=float(found["low"]), high=float(found["high"]))
     return Estimate(value=float(found.value), low=float(found.low), high=float(found.high))
+
+
+def _words(numbers: Iterable[int]) -> list[str]:
+    return [str(number) for number in sorted(set(numbers))]
+
+
+def _machine(published: Published) -> str:
+    """What it ran on, as the studies' records say."""
+    studies = [half.study for half in published.halves.values()]
+    told = {
+        f"{s['hardware']['device']}, torch {s['versions']['torch']}, Python {s['versions']['python']}"
+        for s in studies
+    }
+    return f"Machine: {listing(sorted(told))}"
 
 
 def _joined(parts: tuple[str, str]) -> str:
