@@ -207,7 +207,8 @@ def _key(
     identity = {name: value for name, value in learner.identity().items() if name != "source"}
     words = sorted((concept.name, concept.words) for concept in concept_set.concepts)
     # Of pictures that are not probed nothing is read; of questions some are exemplars.
-    read = {e.id: e for e in (*examples, *(e for e in concept_set.examples if e.fact is not None))}.values()
+    probed = {e.id for e in examples}
+    read = [e for e in concept_set.examples if e.id in probed or e.fact is not None]
     captions = sorted((e.id, e.concept, e.caption, e.split) for e in read)
     images = sorted((e.id, file_hash(e.path) if e.path.is_file() else "") for e in examples)
     content = [LAYOUT, settings, sampled, identity, words, captions, images]
