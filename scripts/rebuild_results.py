@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from study.checking import differences
-from study.deriving import derive
+from study.deriving import derive, published_worlds
 from study.figures import draw_all
 from study.numbers import Published
 from study.pages import PAGES, README, ClaimError, write_pages
@@ -32,7 +32,13 @@ RESULTS, FIGURES = "data/results", "docs/study"
 
 
 def rebuild(root: Path) -> None:
-    """Make all that is made of the tables below `root`/data/results."""
+    """Make all that is made of the tables below `root`/data/results.
+
+    Raises:
+        UserError: nothing is published there.
+    """
+    if not published_worlds(root / RESULTS):
+        raise UserError(f"{root / RESULTS}: no study is published here; give one with --publish STUDY WORLD")
     derive(root / RESULTS)
     published = Published(root / RESULTS)
     draw_all(published, root / FIGURES)
@@ -43,7 +49,8 @@ def check() -> int:
     """Rebuild in a copy and name what differs."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        shutil.copytree(ROOT / RESULTS, copy / RESULTS)
+        if (ROOT / RESULTS).is_dir():
+            shutil.copytree(ROOT / RESULTS, copy / RESULTS)
         shutil.copyfile(ROOT / README, copy / README)
         rebuild(copy)
         found = differences(ROOT, copy, [RESULTS, FIGURES, *PAGES.values(), README])
