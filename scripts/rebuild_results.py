@@ -32,13 +32,7 @@ RESULTS, FIGURES = "data/results", "docs/study"
 
 
 def rebuild(root: Path) -> None:
-    """Make all that is made of the tables below `root`/data/results.
-
-    Raises:
-        UserError: nothing is published there.
-    """
-    if not published_worlds(root / RESULTS):
-        raise UserError(f"{root / RESULTS}: no study is published here; give one with --publish STUDY WORLD")
+    """Make all that is made of the tables below `root`/data/results."""
     derive(root / RESULTS)
     published = Published(root / RESULTS)
     draw_all(published, root / FIGURES)
@@ -49,8 +43,7 @@ def check() -> int:
     """Rebuild in a copy and name what differs."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        if (ROOT / RESULTS).is_dir():
-            shutil.copytree(ROOT / RESULTS, copy / RESULTS)
+        shutil.copytree(ROOT / RESULTS, copy / RESULTS)
         shutil.copyfile(ROOT / README, copy / README)
         rebuild(copy)
         found = differences(ROOT, copy, [RESULTS, FIGURES, *PAGES.values(), README])
@@ -79,12 +72,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/again"), help="where the run is made anew")
     asked = parser.parse_args()
     try:
+        for study, world in asked.publish:
+            publish(Path(study), ROOT / RESULTS / world)
+        if not published_worlds(ROOT / RESULTS):
+            raise UserError(f"{RESULTS}: no study is published here; give one with --publish STUDY WORLD")
         if asked.rerun:
             return rerun_one(asked.rerun, asked.world, asked.learner, asked.output)
         if asked.check:
             return check()
-        for study, world in asked.publish:
-            publish(Path(study), ROOT / RESULTS / world)
         rebuild(ROOT)
     except (UserError, ClaimError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -59,7 +59,7 @@ def begin(task: Task, record: Mapping[str, Any], accelerator: Accelerator, after
     accelerator.wait_for_everyone()
     folder.mkdir(parents=True, exist_ok=True)
     identity = learner.identity()
-    sizes = example_sizes((*task.mix.examples, *task.mix.replay), config, learner.resolution)
+    sizes = example_sizes(task.mix.lessons, config, learner.resolution)
     mix = replace(task.mix, regularisation=class_images(learner, task.mix, config, folder, accelerator))
     network, parts = learner.network, learner.parts()
     parameters = trainable_parameters(parts, config, learner.layout.default_targets)
@@ -119,8 +119,7 @@ def dry_plan(learner: Learner, mix: Mix, config: FinetuneConfig, num_processes: 
         mix = replace(mix, regularisation=(drawn,))
     parts = learner.parts()
     parameters = trainable_parameters(parts, config, learner.layout.default_targets)
-    sizes = example_sizes((*mix.examples, *mix.replay), config, learner.resolution)
-    sampler = Sampler.of(mix, config, num_processes, sizes)
+    sampler = Sampler.of(mix, config, num_processes, example_sizes(mix.lessons, config, learner.resolution))
     num_shards = num_processes if sharding_asked(num_processes) else 1
     plan = make_plan(parts, parameters, config, sampler.batch_size, sampler.updates_per_pass, num_shards)
     return plan_text(plan, config)

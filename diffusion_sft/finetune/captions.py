@@ -25,7 +25,7 @@ def drawn_caption(example: Example, words: str, templates: Sequence[str], seed: 
 def possible_captions(mix: Mix, config: FinetuneConfig) -> list[str]:
     """Every caption that training on the mix can come to, each once, the empty one left out."""
     found: dict[str, None] = {}
-    for example in (*mix.examples, *mix.replay):
+    for example in mix.lessons:
         words = mix.words.get(example.concept, example.concept)
         rendered = [render(template, example, words) for template in config.caption_templates]
         found |= dict.fromkeys(rendered or [example.caption])

@@ -22,11 +22,10 @@ def to_encode(mix: Mix, config: FinetuneConfig, resolution: int | None) -> tuple
     Raises:
         UserError: an image whose size cannot be read.
     """
-    own = (*mix.examples, *mix.replay)
-    sizes = example_sizes(own, config, resolution)
+    sizes = example_sizes(mix.lessons, config, resolution)
     # A regularisation image is fitted to the size of the batch that it comes in.
     all_sizes: list[Size | None] = [*sorted(set(sizes.values()))] or [None]
-    placed: list[tuple[Example, Size | None]] = [(example, sizes.get(example.id)) for example in own]
+    placed: list[tuple[Example, Size | None]] = [(example, sizes.get(example.id)) for example in mix.lessons]
     placed += [(example, size) for example in mix.regularisation for size in all_sizes]
     items = [
         TrainingItem(example=example, caption=example.caption, visit=0, flipped=flipped, size=size)

@@ -88,6 +88,11 @@ class Mix:
         return {concept: category for category, names in self.concepts.items() for concept in names}
 
     @property
+    def lessons(self) -> tuple[Example, ...]:
+        """What is trained on under captions of templates and in sizes of its own: the examples, and what is replayed."""
+        return (*self.examples, *self.replay)
+
+    @property
     def guard(self) -> str:
         """What protects what the base knew, as the tables call it: "" for nothing."""
         return " and ".join(["preserved"] * bool(self.regularisation) + ["replayed"] * bool(self.replay))

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from diffusion_sft.files import replaced
-from diffusion_sft.records import CATEGORIES, DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, TEST, UNKNOWN
+from diffusion_sft.records import CATEGORIES, DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, UNKNOWN
 from diffusion_sft.reference import load_reference
 from diffusion_sft.report.drawing import tick
 from diffusion_sft.report.svg import COLOURS, EARLY, INK, LATE, MUTED, PAPER, PUBLISHED, RULE, THEME
 
-from .numbers import OUTSIDE, Published, over_runs
+from .numbers import Published, of_mix, over_runs
 
 NAMES = {DIFFUSION: "diffusion model", LLM: "language model"}
 WORLD_STYLE = (("o", "-", EARLY), ("s", "--", LATE))
@@ -51,7 +51,9 @@ def cost(published: Published) -> Figure:
     with panels(2, sharey=True) as (figure, grid):
         for axes, learner in zip(grid[0], NAMES, strict=True):
             for number, world in enumerate(published.worlds):
-                _share_line(axes, _kept(published, learner, world), number, world)
+                table = published.half(learner, world).known_untaught
+                table = table[table["mix"].isin(SHARES) & (table["method"] == "full")]
+                _share_line(axes, table, number, world)
             if learner == LLM:
                 ends = [single[name][HIGHLY_KNOWN] / 100 for name in (HIGHLY_KNOWN, UNKNOWN)]
                 axes.plot([0, 1], ends, "^", mfc="none", mec=PUBLISHED, ms=8, label="Gekhman et al. (2024)")
@@ -63,17 +65,6 @@ def cost(published: Published) -> Figure:
             axes.legend(frameon=False, labelcolor=INK, loc="lower left", fontsize=9.5)
         grid[0][0].set_ylabel("HighlyKnown, not taught:\nright after fine-tuning", color=MUTED)
     return figure
-
-
-def _kept(published: Published, learner: str, world: str) -> pd.DataFrame:
-    """unknown_share, before and end of every full run on the mixes of SHARES."""
-    half = published.half(learner, world)
-    if learner == DIFFUSION:
-        table = half.pictures[half.pictures["category"] == HIGHLY_KNOWN]
-    else:
-        table = half.asked[(half.asked["role"] == TEST) & (half.asked["category"] == HIGHLY_KNOWN)]
-        table = table.rename(columns={"accuracy_before": "before", "accuracy_end": "end"})
-    return table[table["mix"].isin(SHARES) & (table["method"] == "full")]
 
 
 def _share_line(axes: Axes, table: pd.DataFrame, number: int, world: str) -> None:
@@ -95,7 +86,7 @@ def fit(published: Published) -> Figure:
         for axes, learner in zip(grid[0], NAMES, strict=True):
             for number, world in enumerate(published.worlds):
                 curves = published.half(learner, world).table("dynamics/fit_curves")
-                curves = curves[(curves["mix"] == "unknown-050") & (curves["method"] == "full")]
+                curves = of_mix(curves, "unknown-050")
                 for category in CATEGORIES:
                     own = curves[curves["category"] == category].sort_values("update")
                     if len(own):
@@ -188,8 +179,7 @@ def forecasts(published: Published) -> Figure:
 
 def distances(published: Published) -> Figure:
     """FID's change of the known bucket beside what happened to single concepts."""
-    pictures = published.frame(DIFFUSION, "pictures")
-    pictures = pictures[pictures["category"] == HIGHLY_KNOWN].set_index(["world", "run"])
+    pictures = published.frame(DIFFUSION, "known_untaught").set_index(["world", "run"])
     frame = published.frame(DIFFUSION, "distances")
     frame = frame[(frame["metric"] == "fid_change") & (frame["bucket"] == "known")].set_index(["world", "run"])
     table = frame[["value", "standard_error", "mix", "method"]].join(
@@ -220,9 +210,10 @@ def mitigations(published: Published) -> Figure:
         for axes, learner in zip(grid[0], NAMES, strict=True):
             learnt = published.frame(learner, "asked")
             learnt = learnt[(learnt["role"] == HELDOUT) & (learnt["category"] == UNKNOWN)].set_index(["world", "run"])
+            changes = published.frame(learner, "known_untaught").set_index(["world", "run"])["change"]
             for (mix, method), (told, colour, marker) in METHODS.items():
-                own = learnt[(learnt["mix"] == mix) & (learnt["method"] == method)]["accuracy_end"]
-                lost = _lost(published, learner).reindex(own.index)
+                own = of_mix(learnt, mix, method)["accuracy_end"]
+                lost = changes.reindex(own.index)
                 if len(own):
                     axes.plot(own, lost, marker, color=colour, alpha=0.4, ms=5)
                     axes.plot(own.mean(), lost.mean(), marker, color=colour, ms=10, mec=INK, label=told)
@@ -233,16 +224,6 @@ def mitigations(published: Published) -> Figure:
             axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="best")
         grid[0][0].set_ylabel("HighlyKnown, not taught: change", color=MUTED)
     return figure
-
-
-def _lost(published: Published, learner: str) -> pd.Series:
-    """The change of what was HighlyKnown and not taught, by world and run."""
-    if learner == DIFFUSION:
-        table = published.frame(learner, "pictures")
-        return table[table["category"] == HIGHLY_KNOWN].set_index(["world", "run"])["change"]
-    table = published.frame(learner, "asked")
-    table = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == HIGHLY_KNOWN)]
-    return table.set_index(["world", "run"])["accuracy_change_end"]
 
 
 def coefficients(published: Published) -> Figure:

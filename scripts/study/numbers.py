@@ -17,14 +17,13 @@ import pandas as pd
 
 from diffusion_sft.files import read_json, read_table
 from diffusion_sft.numerics.statistics import student_mean
-from diffusion_sft.records import CATEGORIES, DIFFUSION, LLM, TEST, UNTOUCHED
+from diffusion_sft.records import DIFFUSION, HIGHLY_KNOWN, LLM, TEST, UNTOUCHED
 from diffusion_sft.report.wording import Estimate
 
 from .publishing import half_folder
 
 OUTSIDE = {DIFFUSION: UNTOUCHED, LLM: TEST}
 """The role of what a run is asked and was never taught."""
-KNOWN = CATEGORIES[:-1]
 RUN = ["world", "run", "mix", "method", "seed"]
 ALL = "all"
 
@@ -33,6 +32,11 @@ def over_runs(values: Iterable[float]) -> Estimate:
     """Mean and Student's interval over runs."""
     found = student_mean(np.asarray([value for value in values if np.isfinite(value)], dtype=float))
     return Estimate(value=found.value, low=found.low, high=found.high)
+
+
+def of_mix(table: pd.DataFrame, mix: str, method: str = "full") -> pd.DataFrame:
+    """The rows of a mix's runs with a method."""
+    return table[(table["mix"] == mix) & (table["method"] == method)]
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,16 @@ class Half:
         return pd.DataFrame(rows)
 
     @cached_property
+    def known_untaught(self) -> pd.DataFrame:
+        """One row for each run: the share right of what was HighlyKnown and was not taught (of generated pictures, or of
+        test questions) before and at the end, and its change."""
+        if self.learner == DIFFUSION:
+            return self.pictures[self.pictures["category"] == HIGHLY_KNOWN]
+        own = self.asked[(self.asked["role"] == TEST) & (self.asked["category"] == HIGHLY_KNOWN)]
+        names = {"accuracy_before": "before", "accuracy_end": "end", "accuracy_change_end": "change"}
+        return own.rename(columns=names)
+
+    @cached_property
     def bucket_summary(self) -> dict[str, Any]:
         """`buckets.json`."""
         return read_json(self.folder / "buckets" / "buckets.json")
@@ -182,26 +196,10 @@ class Published:
         return self.halves[world, learner]
 
     def frame(self, learner: str, name: str, worlds: Iterable[str] = ()) -> pd.DataFrame:
-        """A frame of `Half` (runs, asked, pictures, distances) of these worlds; of all where none is named."""
+        """A frame of `Half` (runs, asked, pictures, known_untaught, distances) of these worlds; of all where none is named."""
         return pd.concat(
             [getattr(self.half(learner, world), name) for world in worlds or self.worlds], ignore_index=True
         )
-
-    def outside_change(
-        self,
-        learner: str,
-        mix: str,
-        *,
-        method: str = "full",
-        category: str = ALL,
-        stop: str = "end",
-        worlds: Iterable[str] = (),
-    ) -> Estimate:
-        """The change of accuracy on what was never taught, over runs of a mix."""
-        table = self.frame(learner, "asked", worlds)
-        own = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
-        own = own[(own["mix"] == mix) & (own["method"] == method)]
-        return over_runs(own[f"accuracy_change_{stop}"])
 
     def share_right(
         self,
@@ -217,22 +215,14 @@ class Published:
         """The share answered rightly of a role and category, over runs of a mix."""
         table = self.frame(learner, "asked", worlds)
         own = table[(table["role"] == role) & (table["category"] == category)]
-        own = own[(own["mix"] == mix) & (own["method"] == method)]
-        return over_runs(own[f"accuracy_{stop}"])
+        return over_runs(of_mix(own, mix, method)[f"accuracy_{stop}"])
 
     def kept(
         self, learner: str, mix: str, *, method: str = "full", worlds: Iterable[str] = ()
     ) -> dict[str, Estimate]:
         """What was HighlyKnown and was not taught, over runs of a mix: the share right before and at the end (of generated
         pictures, or of test questions), and its change."""
-        if learner == DIFFUSION:
-            table = self.frame(learner, "pictures", worlds)
-        else:
-            table = self.frame(learner, "asked", worlds)
-            table = table[table["role"] == TEST]
-            names = {"accuracy_before": "before", "accuracy_end": "end", "accuracy_change_end": "change"}
-            table = table.rename(columns=names)
-        own = table[(table["mix"] == mix) & (table["method"] == method) & (table["category"] == CATEGORIES[0])]
+        own = of_mix(self.frame(learner, "known_untaught", worlds), mix, method)
         return {name: over_runs(own[name]) for name in ("before", "end", "change")}
 
     def outside_nats(
@@ -241,7 +231,7 @@ class Published:
         """The change of the error in nats on what was never taught, over runs of a mix."""
         table = self.frame(learner, "asked", worlds)
         own = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
-        return over_runs(own[(own["mix"] == mix) & (own["method"] == method)]["error_nats_change_end"])
+        return over_runs(of_mix(own, mix, method)["error_nats_change_end"])
 
     def coefficient(self, learner: str, world: str, term: str) -> Estimate:
         """A coefficient of the dynamics model of one world, in shares of accuracy."""
@@ -267,19 +257,3 @@ class Published:
         for column, value in (wanted | {"predictor": predictor, "krylov_steps": table["krylov_steps"].max()}).items():
             table = table[table[column] == value]
         return table.iloc[0] if len(table) else None
-
-    def pictures_change(
-        self, mix: str, *, method: str = "full", category: str = CATEGORIES[0], worlds: Iterable[str] = ()
-    ) -> Estimate:
-        """The change of the share of generated pictures read right, of concepts that were not taught."""
-        table = self.frame(DIFFUSION, "pictures", worlds)
-        own = table[(table["mix"] == mix) & (table["method"] == method) & (table["category"] == category)]
-        return over_runs(own["change"])
-
-    def distance_change(
-        self, metric: str, bucket: str, mix: str, *, method: str = "full", worlds: Iterable[str] = ()
-    ) -> Estimate:
-        """A distance's paired change base → fine-tuned, over runs of a mix."""
-        table = self.frame(DIFFUSION, "distances", worlds)
-        own = table[(table["metric"] == metric) & (table["bucket"] == bucket)]
-        return over_runs(own[(own["mix"] == mix) & (own["method"] == method)]["value"])

@@ -1,7 +1,7 @@
 """The write-up: templates filled with numbers from the tables, and sentences that hold only as long as the numbers do.
 
 A template says `{{ holds(CONDITION) }}` before a sentence that claims something; where the tables no longer say so, no
-page is written and the error names the template's line, so that no claim outlives its evidence.
+page is written and the error names the template, so that no claim outlives its evidence.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 
 from diffusion_sft.files import write_text
 from diffusion_sft.records import CATEGORIES, DIFFUSION, LLM
 from diffusion_sft.reference import load_reference
-from diffusion_sft.report.wording import Estimate, fixed, listing, number, reading, share_reading
+from diffusion_sft.report.wording import Estimate, fixed, listing, reading, share_reading
 
-from .numbers import Published, over_runs
+from .numbers import Published
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {"study.md.j2": "docs/study.md", "advice.md.j2": "docs/advice.md", "results.md.j2": "data/results/README.md"}
@@ -60,7 +59,6 @@ def _environment(published: Published) -> Environment:
         "points": lambda found: _joined(share_reading(_plain(found), signed=True)).replace("\u00a0points", ""),
         "reading": lambda found: _joined(reading(_plain(found))),
         "signed": lambda found: _joined(reading(_plain(found), signed=True)),
-        "number": number,
         "fixed": fixed,
     }
     environment.globals |= {
@@ -72,11 +70,8 @@ def _environment(published: Published) -> Environment:
         "learners": {DIFFUSION: "diffusion model", LLM: "language model"},
         "categories": CATEGORIES,
         "reference": load_reference(),
-        "estimate": lambda row, value="value": Estimate(value=row[value], low=row["low"], high=row["high"]),
-        "over_runs": over_runs,
         "holds": pass_context(_holds),
         "listing": listing,
-        "isna": pd.isna,
     }
     return environment
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from diffusion_sft.concepts import ConceptsConfig, read_concept_set
 from diffusion_sft.errors import UserError
-from diffusion_sft.files import read_table, replaced, write_text
+from diffusion_sft.files import read_table, replaced, replaced_folder, write_text
 from diffusion_sft.plan import StudyConfig
 from diffusion_sft.questions import read_questions
 from diffusion_sft.records import DIFFUSION, LEARNERS, LLM
@@ -45,23 +45,27 @@ def publish(study: Path, published: Path) -> None:
     Raises:
         UserError: the study is not finished.
     """
-    shutil.rmtree(published, ignore_errors=True)
     for learner in LEARNERS:
-        source, target = half_folder(study, learner), half_folder(published, learner)
-        if not (source / "study.json").is_file():
-            raise UserError(f"{source}: no study.json; run this half of the study first")
-        for name in (name for name in RECORDS if (source / name).is_file()):
-            write_text(target / name, (source / name).read_text(encoding="utf-8"))
-        for name in (name for name in TABLES if (source / f"{name}.parquet").is_file()):
-            _copy_table(source / f"{name}.parquet", target / f"{name}.parquet")
-        for record in sorted(source.glob(f"finetune/*/{RUN_RECORD}")):
-            folder = target / "finetune" / record.parent.name
-            write_text(folder / RUN_RECORD, record.read_text(encoding="utf-8"))
-            for name in RUN_TABLES:
-                _copy_table(record.parent / f"{name}.parquet", folder / f"{name}.parquet", LEFT_OUT.get(name, []))
-        _write(_concepts(study, learner), target / CONCEPTS)
-    if (study / REPORT).is_file():
-        shutil.copyfile(study / REPORT, published / REPORT)
+        if not (half_folder(study, learner) / "study.json").is_file():
+            raise UserError(f"{half_folder(study, learner)}: no study.json; run this half of the study first")
+    with replaced_folder(published) as folder:
+        for learner in LEARNERS:
+            _copy_half(half_folder(study, learner), half_folder(folder, learner))
+            _write(_concepts(study, learner), half_folder(folder, learner) / CONCEPTS)
+        if (study / REPORT).is_file():
+            shutil.copyfile(study / REPORT, folder / REPORT)
+
+
+def _copy_half(source: Path, target: Path) -> None:
+    for name in (name for name in RECORDS if (source / name).is_file()):
+        write_text(target / name, (source / name).read_text(encoding="utf-8"))
+    for name in (name for name in TABLES if (source / f"{name}.parquet").is_file()):
+        _copy_table(source / f"{name}.parquet", target / f"{name}.parquet")
+    for record in sorted(source.glob(f"finetune/*/{RUN_RECORD}")):
+        folder = target / "finetune" / record.parent.name
+        write_text(folder / RUN_RECORD, record.read_text(encoding="utf-8"))
+        for name in RUN_TABLES:
+            _copy_table(record.parent / f"{name}.parquet", folder / f"{name}.parquet", LEFT_OUT.get(name, []))
 
 
 def _concepts(study: Path, learner: str) -> pd.DataFrame:
