@@ -170,7 +170,7 @@ def small_run(folder: Path, settings: FinetuneConfig) -> Any:
         journal=SimpleNamespace(
             evaluations=pd.DataFrame(columns=list(COLUMNS)), answers=SimpleNamespace(join=lambda: None)
         ),
-        sampler=SimpleNamespace(batch_size=4),
+        sampler=SimpleNamespace(own_per_update=4),
         steps=SimpleNamespace(nonfinite=SimpleNamespace(total=0)),
         converged=lambda: None,
         elapsed_seconds=lambda: 1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,14 @@ def adapted(loaded: LoadedPipeline, use_dora: bool = False, **targets: list[str]
     return loaded
 
 
-@pytest.mark.parametrize("file", [LORA_FILE, KOHYA_FILE, ""])
-@pytest.mark.parametrize("use_dora", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+SAVED = [
+    # DoRA once of each file and architecture; all of it: pytest -m slow.
+    pytest.param(*found, marks=[pytest.mark.slow] if found[1] and (place // 6 + place) % 3 else [])
+    for place, found in enumerate(itertools.product(ARCHITECTURES, (False, True), (LORA_FILE, KOHYA_FILE, "")))
+]
+
+
+@pytest.mark.parametrize(("architecture", "use_dora", "file"), SAVED)
 def test_what_was_saved_comes_back(
     architecture: str, use_dora: bool, file: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:

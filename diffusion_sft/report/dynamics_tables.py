@@ -54,8 +54,10 @@ def treatments(run: Run) -> dict[str, str]:
     mixes = settings.get("mixes") if isinstance(settings, dict) else None
     found = [mix for mix in mixes if isinstance(mix, dict)] if isinstance(mixes, list) else []
     told = {
-        str(mix.get("name")): [TREATMENTS[str(mix["unknown"])]] * (mix.get("unknown") in TREATMENTS)
-        + [words for key, words in GUARDS.items() if mix.get(key)]
+        str(mix.get("name")): [
+            *(words for treatment, words in TREATMENTS.items() if mix.get("unknown") == treatment),
+            *(words for key, words in GUARDS.items() if mix.get(key)),
+        ]
         for mix in found
     }
     return {name: listing(words) for name, words in told.items() if words}
