@@ -149,7 +149,11 @@ def assert_identical(one: Path, other: Path) -> None:
         pd.testing.assert_frame_equal(first["evaluations"], second["evaluations"], check_exact=True)
 
 
-@pytest.mark.parametrize("way", WAYS)
+RARE = ("cross_attention", "dora")
+"""Of the same kind as others; with pytest -m slow."""
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=[pytest.mark.slow] if w in RARE else []) for w in WAYS])
 def test_twenty_updates_are_seven_a_kill_and_thirteen(way: str, start_diffusion: Start, tmp_path: Path) -> None:
     config = WAYS[way]
     if config.optimizer in OPTIONAL:

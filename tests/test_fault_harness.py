@@ -28,6 +28,8 @@ from diffusion_sft import files
 
 SHORT = ("world", "cache", "bucket", "finetune, cached", "generate")
 POINTS = [(name, fault) for name in SHORT for fault in FAULTS if fault != SMALL and applies(stage_named(name), fault)]
+# Every other one; the rest: pytest -m slow, and all stages: scripts/faults.py.
+CASES = [pytest.param(*point, marks=[pytest.mark.slow] if place % 2 else []) for place, point in enumerate(POINTS)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     return Harness(Place(tmp_path_factory.mktemp("faults")), seed=1)
 
 
-@pytest.mark.parametrize(("name", "fault"), POINTS)
+@pytest.mark.parametrize(("name", "fault"), CASES)
 def test_a_disturbed_stage_ends_as_if_nothing_had_happened(harness: Harness, name: str, fault: str) -> None:
     outcome = harness.attempt(stage_named(name), fault, 0)
     assert not outcome.problems, outcome

@@ -98,7 +98,7 @@ def generated(architecture: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3, 64])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_answers_are_those_of_generate(architecture: str, batch_size: int, sharing: bool) -> None:
     requests = [

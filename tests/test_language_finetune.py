@@ -912,3 +912,18 @@ def test_numbers_of_a_table_are_finite_where_they_are_of_words(halves: dict[str,
         if column in words["buckets/concepts"]:
             assert np.isfinite(words["buckets/concepts"][column]).all(), column
     assert (words["probe/scores"].error_per_dim < 2 * math.log(320)).all()
+
+
+def test_known_facts_guard_as_known_pictures_do(base: Path, tmp_path: Path) -> None:
+    mix = MixConfig(name="m", num_concepts=4, unknown_share=1.0, preserved_concepts=1, replay_share=0.25)
+    chosen = composed(mix)
+    known = {
+        name
+        for name, category in zip(*labels(concepts())[["concept", "category"]].T.to_numpy(), strict=True)
+        if category == HIGHLY_KNOWN
+    }
+    assert {example.concept for example in (*chosen.regularisation, *chosen.replay)} <= known
+    assert (len(chosen.regularisation), len(chosen.replay)) == (1, 1)
+    summary = teach(load(base), replace(CONFIG, max_train_steps=8), tmp_path / "run", mix)
+    assert summary["guard"] == "preserved and replayed"
+    assert set(summary["guarding_concepts"]) == chosen.taught - set(chosen.categories)

@@ -27,7 +27,7 @@ from diffusion_sft.probe import SAMPLE_COLUMNS, SCORE_COLUMNS, ProbeConfig, Samp
 from diffusion_sft.probe.config import ReconstructionConfig
 from diffusion_sft.probe.run import num_evaluations
 from diffusion_sft.probe.scores import own_caption
-from diffusion_sft.records import HELDOUT, Concept, ConceptSet, Draws, Example
+from diffusion_sft.records import HELDOUT, TRAIN, Concept, ConceptSet, Draws, Example
 from diffusion_sft.settings import load_settings
 
 ASKED = AnswerConfig(num_renderings=4, num_candidates=5, num_invented=2, num_draws=8, templates=["a {}", "{} there"])
@@ -305,3 +305,22 @@ def test_only_the_settings_of_the_chosen_error_make_a_probe_stale(
 def test_reconstruction_settings_are_checked(override: str) -> None:
     with pytest.raises(UserError, match=r"num_inference_steps|strength|num_draws"):
         load_settings(ProbeConfig, None, override.split())
+
+
+def test_pictures_that_are_not_probed_change_nothing_about_a_finished_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, plain = exact_learner(known=NAMES[:3]), concept_set()
+    first = probe(learner, plain, CONFIG, tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(ExactLearner, "surprise", refuse)
+    held_out = plain.split(HELDOUT)
+    more = [replace(e, id=f"more-{e.id}", caption="another", split=TRAIN) for e in held_out]
+    again = probe(learner, replace(plain, examples=(*plain.examples, *more)), CONFIG, tmp_path)
+    pd.testing.assert_frame_equal(first.scores, again.scores)
+    other = [replace(e, caption=f"{e.caption} there") for e in held_out]
+    with pytest.raises(AssertionError, match="read again"):
+        probe(learner, replace(plain, examples=tuple(other)), CONFIG, tmp_path)

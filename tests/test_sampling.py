@@ -88,7 +88,7 @@ def test_the_solution_is_what_diffusers_pipeline_draws(
     assert system.start.dtype == torch.float64
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_the_shipped_base_is_solved_in_fewer_rounds_than_steps(
     world: DiffusionLearner, guidance_scale: float
 ) -> None:

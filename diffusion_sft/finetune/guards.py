@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import UserError
-from ..records import HIGHLY_KNOWN, REGULARISATION, Example
+from ..records import HIGHLY_KNOWN, Example
 from .mix import Mix, MixConfig
 
 
@@ -37,11 +37,10 @@ def guarded(
             f"mix {config.name}: preserved_concepts and replay_share ask for {wanted} HighlyKnown concepts outside the mix, "
             f"and there are {len(known)}; ask for fewer, or make the mix smaller"
         )
-    preserved = known[: config.preserved_concepts]
-    images = [replace(e, split=REGULARISATION) for name in preserved for e in examples[name]]
+    beside = [example for name in known[: config.preserved_concepts] for example in examples[name]]
     return replace(
         mix,
-        regularisation=(*mix.regularisation, *images),
+        regularisation=(*mix.regularisation, *beside),
         replay=tuple(example for name in known[config.preserved_concepts : wanted] for example in examples[name]),
         replay_share=config.replay_share,
     )

@@ -206,7 +206,10 @@ def _key(
         settings["reconstruction_draws"] = config.reconstruction.num_draws if config.error_kind == "sdedit" else None
     identity = {name: value for name, value in learner.identity().items() if name != "source"}
     words = sorted((concept.name, concept.words) for concept in concept_set.concepts)
-    captions = sorted((e.id, e.concept, e.caption, e.split) for e in concept_set.examples)
+    # Of pictures that are not probed nothing is read; of questions some are exemplars.
+    probed = {e.id for e in examples}
+    read = [e for e in concept_set.examples if e.id in probed or e.fact is not None]
+    captions = sorted((e.id, e.concept, e.caption, e.split) for e in read)
     images = sorted((e.id, file_hash(e.path) if e.path.is_file() else "") for e in examples)
     content = [LAYOUT, settings, sampled, identity, words, captions, images]
     facts = sorted((e.id, e.fact.answers, e.fact.null_question) for e in concept_set.examples if e.fact is not None)
