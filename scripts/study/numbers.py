@@ -257,3 +257,40 @@ class Published:
         for column, value in (wanted | {"predictor": predictor, "krylov_steps": table["krylov_steps"].max()}).items():
             table = table[table[column] == value]
         return table.iloc[0] if len(table) else None
+
+    @cached_property
+    def _compared(self) -> pd.DataFrame:
+        return read_table(self.folder / "compare" / "comparison.parquet")
+
+    def row(self, metric: str, learner: str, category: str = "") -> pd.Series | None:
+        """A row of the comparison of both learners in all worlds together; None where it is missing."""
+        table = self._compared
+        own = table[(table["metric"] == metric) & (table["learner"] == learner) & (table["source"] == "measured")]
+        own = own[(own["category"] == category) & own["value"].notna()]
+        return own.iloc[0] if len(own) else None
+
+    def trend(self, metric: str, learner: str) -> Estimate | None:
+        """Spearman's ρ of a measure with the category over single concepts of all worlds; None where there is none."""
+        table = read_table(self.folder / "compare" / "trends.parquet")
+        own = table[(table["metric"] == metric) & (table["learner"] == learner) & table["rho"].notna()]
+        return (
+            Estimate(value=own.iloc[0]["rho"], low=own.iloc[0]["rho_low"], high=own.iloc[0]["rho_high"])
+            if len(own)
+            else None
+        )
+
+    def pictures_change(
+        self, mix: str, *, method: str = "full", category: str = CATEGORIES[0], worlds: Iterable[str] = ()
+    ) -> Estimate:
+        """The change of the share of generated pictures read right, of concepts that were not taught."""
+        table = self.frame(DIFFUSION, "pictures", worlds)
+        own = table[(table["mix"] == mix) & (table["method"] == method) & (table["category"] == category)]
+        return over_runs(own["change"])
+
+    def distance_change(
+        self, metric: str, bucket: str, mix: str, *, method: str = "full", worlds: Iterable[str] = ()
+    ) -> Estimate:
+        """A distance's paired change base → fine-tuned, over runs of a mix."""
+        table = self.frame(DIFFUSION, "distances", worlds)
+        own = table[(table["metric"] == metric) & (table["bucket"] == bucket)]
+        return over_runs(own[(own["mix"] == mix) & (own["method"] == method)]["value"])

@@ -26,6 +26,21 @@ README = "README.md"
 BEGIN, END = "<!-- findings: written by scripts/rebuild_results.py -->", "<!-- end of findings -->"
 
 
+SYSTEM_MEASURES = {
+    "class_one": "right answer always",
+    "class_many": "sometimes",
+    "class_none": "never",
+    "effective_answers": "effective number of answers",
+    "recovery": "share of the answer that must be given",
+    "rounds_per_step": "rounds over steps",
+    "residual_floor": "S2: residual at the best free input",
+    "input_distance": "S2: its distance from the named one",
+    "residual_10": "S3: residual after 10 steps",
+    "solution_norm": "S3: norm of δ",
+    "solvable_share": "S3: gradient outside the known",
+}
+
+
 class ClaimError(Exception):
     """A sentence of the write-up that the tables do not bear out."""
 
@@ -63,6 +78,7 @@ def _environment(published: Published) -> Environment:
     }
     environment.globals |= {
         "results": published,
+        "system_measures": SYSTEM_MEASURES,
         "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
         "world_seeds": _words(half.study["settings"]["world"]["seed"] for half in published.halves.values()),
         "machine": _machine(published),

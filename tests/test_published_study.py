@@ -1,0 +1,81 @@
+"""The published study: rebuilt pages are the committed ones, and no claim outlives its numbers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from diffusion_sft.report.wording import Estimate
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from study import pages  # noqa: E402
+from study.checking import difference, differences  # noqa: E402
+from study.numbers import Published, over_runs  # noqa: E402
+from study.pages import PAGES, README, ClaimError, write_pages  # noqa: E402
+
+RESULTS = ROOT / "data" / "results"
+
+
+@pytest.fixture(scope="module")
+def published() -> Published:
+    return Published(RESULTS)
+
+
+def test_the_pages_are_what_the_tables_say(published: Published, tmp_path: Path) -> None:
+    (tmp_path / README).write_text((ROOT / README).read_text(encoding="utf-8"), encoding="utf-8")
+    write_pages(published, tmp_path)
+    for page in (*PAGES.values(), README):
+        assert (tmp_path / page).read_text(encoding="utf-8") == (ROOT / page).read_text(encoding="utf-8"), page
+
+
+def test_a_claim_that_does_not_hold_stops_the_page(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for page in PAGES:
+        (tmp_path / page).write_text("{{ holds(1 < 2) }}A.\n")
+    (tmp_path / "findings.md.j2").write_text("{{ holds(2 < 1) }}B.\n")
+    (tmp_path / README).write_text((ROOT / README).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(pages, "TEMPLATES", tmp_path)
+    with pytest.raises(ClaimError, match=r"findings.md.j2: a claim does not hold"):
+        write_pages(published, tmp_path)
+
+
+def test_numbers_over_runs_are_students() -> None:
+    found = over_runs([1.0, 2.0, 4.0, float("nan")])
+    assert found.value == pytest.approx(7 / 3)
+    assert found.high - found.value == pytest.approx(4.302652729911275 * np.std([1, 2, 4], ddof=1) / np.sqrt(3))
+    assert not over_runs([1.0]).has_interval
+    assert isinstance(found, Estimate)
+
+
+def test_what_was_altered_is_named(tmp_path: Path) -> None:
+    for root, value in (("a", 1.0), ("b", 1.0 + 1e-6)):
+        (tmp_path / root).mkdir()
+        pd.DataFrame({"x": [value, 2.0]}).to_parquet(tmp_path / root / "t.parquet")
+        (tmp_path / root / "t.csv").write_text(root)
+        (tmp_path / root / "n.md").write_text(root)
+        Image.fromarray(np.full((8, 8, 3), int(200 * value), np.uint8)).save(tmp_path / root / "p.png")
+    found = differences(tmp_path / "a", tmp_path / "b", ["."])
+    assert [line.split(":")[0] for line in found.lines] == ["n.md", "t.parquet"]
+    assert found.num_files == 3
+    (tmp_path / "b" / "n.md").unlink()
+    assert "n.md: not rebuilt" in differences(tmp_path / "a", tmp_path / "b", ["."]).lines
+    pd.DataFrame({"x": [1.0 + 1e-12, 2.0]}).to_parquet(tmp_path / "b" / "t.parquet")
+    assert difference(tmp_path / "a" / "t.parquet", tmp_path / "b" / "t.parquet") == ""
+    Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(tmp_path / "b" / "p.png")
+    assert "pixels differ" in difference(tmp_path / "a" / "p.png", tmp_path / "b" / "p.png")
+
+
+def test_every_published_run_is_one_that_was_planned(published: Published) -> None:
+    for half in published.halves.values():
+        folders = {path.name for path in (half.folder / "finetune").iterdir()}
+        assert folders == set(half.runs["run"]), (half.world, half.learner)
+        assert np.isfinite(half.asked[["accuracy_before", "accuracy_end", "error_nats_end"]]).all(axis=None)
+        assert half.asked["accuracy_end"].between(0, 1).all()
