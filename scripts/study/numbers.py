@@ -280,7 +280,7 @@ class Published:
         )
 
     def pictures_change(
-        self, mix: str, *, method: str = "full", category: str = CATEGORIES[0], worlds: Iterable[str] = ()
+        self, mix: str, *, method: str = "full", category: str = HIGHLY_KNOWN, worlds: Iterable[str] = ()
     ) -> Estimate:
         """The change of the share of generated pictures read right, of concepts that were not taught."""
         table = self.frame(DIFFUSION, "pictures", worlds)
