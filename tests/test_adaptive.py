@@ -354,6 +354,7 @@ def test_a_setting_that_is_off_makes_no_probe_stale(tmp_path: Path, monkeypatch:
         probe(learner, concept_set(), ADAPTIVE, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_three_probes(
     tiny_pipeline: Path,
     tiny_set: Path,

@@ -149,7 +149,7 @@ def assert_identical(one: Path, other: Path) -> None:
         pd.testing.assert_frame_equal(first["evaluations"], second["evaluations"], check_exact=True)
 
 
-RARE = ("cross_attention", "dora")
+RARE = ("cross_attention", "dora", "adafactor", "prodigy")
 """Of the same kind as others; with pytest -m slow."""
 
 

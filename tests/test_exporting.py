@@ -415,7 +415,9 @@ def test_a_single_file_is_read_back_bit_by_bit(architecture: str, bases: dict[st
 
 
 @needs_published
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(a, marks=[pytest.mark.slow] if a != "sdxl" else []) for a in ARCHITECTURES]
+)
 def test_a_single_file_of_a_published_structure_is_read_back(
     architecture: str, published: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -28,8 +28,11 @@ from diffusion_sft import files
 
 SHORT = ("world", "cache", "bucket", "finetune, cached", "generate")
 POINTS = [(name, fault) for name in SHORT for fault in FAULTS if fault != SMALL and applies(stage_named(name), fault)]
-# Every other one; the rest: pytest -m slow, and all stages: scripts/faults.py.
-CASES = [pytest.param(*point, marks=[pytest.mark.slow] if place % 2 else []) for place, point in enumerate(POINTS)]
+# Each fault in some stage; the rest: pytest -m slow, and all stages: scripts/faults.py.
+CASES = [
+    pytest.param(*point, marks=[pytest.mark.slow] if (place + place // len(FAULTS)) % 3 else [])
+    for place, point in enumerate(POINTS)
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def planted_forgetful() -> None:
     ("plant", "name", "fault", "told"),
     [
         (planted_in_place, "bucket", DISK, "HALF-WRITTEN"),
-        (planted_forgetful, "finetune, cached", KILL, "DIFFERENT: run/"),
+        pytest.param(planted_forgetful, "finetune, cached", KILL, "DIFFERENT: run/", marks=pytest.mark.slow),
         (planted_deaf, "finetune, cached", TERMINATE, "ENDED AS IF DONE"),
     ],
 )

@@ -274,7 +274,7 @@ def known_shares(temperature: float) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_whole_answers_have_the_distribution_that_is_known(temperature: float, tmp_path: Path) -> None:
     concept_set = question_set(test=2)
     learner = exact_language_learner(lambda _: LAW, tmp_path, prompts=FewShot.of(concept_set, shots=4, seed=0))

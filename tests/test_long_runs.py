@@ -137,6 +137,7 @@ def test_nothing_grows_with_the_updates_of_a_diffusion_model(
 
 
 @needs_proc
+@pytest.mark.slow
 def test_nothing_grows_with_the_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: None) -> None:
     looks = looked_at(20, monkeypatch)
     config = replace(BUSY, max_train_steps=300, validation_steps=50, checkpointing_steps=50)

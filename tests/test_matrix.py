@@ -43,9 +43,9 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.sa
 
 
 def _in_the_square(architecture: str, prediction_type: str, method: str, precision: str) -> bool:
-    """Whether one of the combinations in which each two of the first three meet once; in bf16 those of epsilon alone."""
+    """Whether one of the combinations in which each two of the first three meet once; in bf16 one."""
     places = (ARCHITECTURES.index(architecture), PREDICTION_TYPES.index(prediction_type), list(METHODS).index(method))
-    return sum(places) % 3 == 0 and (precision == "fp32" or prediction_type == "epsilon")
+    return sum(places) % 3 == 0 and (precision == "fp32" or (architecture, prediction_type) == ("sd1", "epsilon"))
 
 
 COMBINATIONS = [

@@ -198,6 +198,7 @@ def test_operations_of_published_networks(name: str, tera: float) -> None:
 
 
 @needs_published
+@pytest.mark.slow
 def test_a_training_example_takes_three_forward_passes_and_less_with_adapters() -> None:
     base = read_base(StudyConfig(base=str(PUBLISHED / "sd15")))
     full = base.training_flops(FinetuneConfig())
@@ -278,6 +279,7 @@ def test_meta_tensors_take_a_gpus_types() -> None:
     assert 4 * 2 * 4 * 64 * 16 * 2 <= peak < 4 * 2 * 4 * 64 * 16 * 2 + 8 * 1024
 
 
+@pytest.mark.slow
 def test_memory_falls_with_what_is_said_to_lower_it(tiny_pipeline: Path, tiny_set: Path, tmp_path: Path) -> None:
     config = settings(tiny_pipeline, tiny_set, tmp_path, "finetune.train_batch_size=8", "finetune.use_ema=true")
     base, found = read_base(config), pictures_of(config)

@@ -24,7 +24,9 @@ NAMES = ("sd15", "sd21", "sdxl")
 
 
 @needs_published
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "sdxl" else []) for name in NAMES]
+)
 def test_shrunk_architectures_go_all_the_way(name: str, tiny_set: Path, tmp_path: Path) -> None:
     published_pipeline(tmp_path / "base", name, shrink=True)
     _all_the_way(tmp_path / "base", tiny_set, tmp_path / "run", resolution=None)

@@ -437,6 +437,7 @@ def many_concepts(root: Path) -> Path:
     return write_report(root, ConceptSet(concepts=(), examples=()), title="Many")
 
 
+@pytest.mark.slow
 def test_two_thousand_concepts_stay_responsive(browser: Browser, tmp_path: Path) -> None:
     page = many_concepts(tmp_path)
     browser.wide(1280)
