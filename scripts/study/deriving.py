@@ -58,7 +58,8 @@ def derive_half(world: Path, learner: str) -> None:
         runs_to_summarise(runs, own.finetune, folder / "finetune"), learner, folder / "dynamics"
     )
     write_text(folder / "dynamics" / "summary.txt", dynamics_text(dynamics, load_reference()))
-    _derive_solved(folder, learner, dict(zip(found.concepts["concept"], found.concepts["category"], strict=True)))
+    if (folder / "solve").is_dir():
+        _derive_solved(folder, learner, dict(zip(found.concepts["concept"], found.concepts["category"], strict=True)))
     for name in WITH_CSV:
         if (folder / f"{name}.parquet").is_file():
             write_csv(folder / f"{name}.parquet", read_table(folder / f"{name}.parquet"))

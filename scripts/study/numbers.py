@@ -225,6 +225,25 @@ class Published:
         own = of_mix(self.frame(learner, "known_untaught", worlds), mix, method)
         return {name: over_runs(own[name]) for name in ("before", "end", "change")}
 
+    def beyond(
+        self,
+        learner: str,
+        mix: str,
+        control: str,
+        *,
+        method: str = "full",
+        control_method: str = "full",
+        worlds: Iterable[str] = (),
+    ) -> Estimate:
+        """How much more of what was HighlyKnown and not taught a mix loses than another, over pairs of runs of one world and
+        seed; negative where it loses more."""
+        table = self.frame(learner, "known_untaught", worlds)
+        ends = [
+            of_mix(table, *which).set_index(["world", "seed"])["change"]
+            for which in ((mix, method), (control, control_method))
+        ]
+        return over_runs((ends[0] - ends[1]).dropna())
+
     def outside_nats(
         self, learner: str, mix: str, *, method: str = "full", category: str = ALL, worlds: Iterable[str] = ()
     ) -> Estimate:
