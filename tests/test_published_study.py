@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from study import pages  # noqa: E402
 from study.checking import difference, differences  # noqa: E402
-from study.numbers import Published, over_runs  # noqa: E402
+from study.halves import over_runs  # noqa: E402
+from study.numbers import Published  # noqa: E402
 from study.pages import PAGES, README, ClaimError, write_pages  # noqa: E402
 
 RESULTS = ROOT / "data" / "results"

@@ -12,7 +12,8 @@ from diffusion_sft.numerics.statistics import spearman, wilson
 from diffusion_sft.records import DIFFUSION, HIGHLY_KNOWN, UNKNOWN
 from diffusion_sft.report.wording import Estimate
 
-from .numbers import Half, Published, over_runs
+from .halves import MAIN, RUN, Half, over_runs
+from .numbers import Published
 
 ATTRIBUTES = ("shape", "colour", "pattern")
 CLEAR_LOSS = -0.1
@@ -35,7 +36,7 @@ def concept_changes(half: Half) -> pd.DataFrame:
         same = (own[list(ATTRIBUTES)].to_numpy()[:, None] == taught[None]).sum(axis=2).max(axis=1)
         change = after.loc[names].to_numpy() - base.loc[names].to_numpy()
         table = own.assign(change=change, shared=same).reset_index()
-        rows.append(table.assign(**{name: run[name] for name in ("world", "run", "mix", "method", "seed")}))
+        rows.append(table.assign(**{name: run[name] for name in RUN}))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -60,7 +61,7 @@ def loss_by_overlap(published: Published, mixes: Iterable[str], worlds: Iterable
 def _changes(published: Published, mixes: Iterable[str], worlds: Iterable[str]) -> Iterable[pd.DataFrame]:
     for world in worlds or published.worlds:
         table = concept_changes(published.half(DIFFUSION, world))
-        table = table[table["mix"].isin(list(mixes)) & (table["method"] == "full")]
+        table = table[table["mix"].isin(list(mixes)) & (table["how"] == MAIN)]
         for _, own in table.groupby("run"):
             yield own
 

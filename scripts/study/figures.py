@@ -20,17 +20,18 @@ from diffusion_sft.reference import load_reference
 from diffusion_sft.report.drawing import tick
 from diffusion_sft.report.svg import COLOURS, EARLY, INK, LATE, MUTED, PAPER, PUBLISHED, RULE, THEME
 
-from .numbers import Published, of_mix, over_runs
+from .halves import MAIN, OTHER, of_mix, over_runs
+from .numbers import Published
 
 NAMES = {DIFFUSION: "diffusion model", LLM: "language model"}
 WORLD_STYLE = (("o", "-", EARLY), ("s", "--", LATE))
 """Marker, line and colour of the first world and of the second."""
 SHARES = ("unknown-000", "unknown-025", "unknown-050", "unknown-075", "unknown-100")
-METHODS = {
-    ("unknown-100", "full"): ("Unknown alone, all weights", COLOURS[UNKNOWN], "D"),
-    ("unknown-100-preserved", "full"): ("known ones beside it", COLOURS[HIGHLY_KNOWN], "o"),
-    ("unknown-100-replayed", "full"): ("known ones at the end", COLOURS["MaybeKnown"], "s"),
-    ("unknown-100", "lora-rank16"): ("LoRA, rank 16", COLOURS["unknown"], "^"),
+TAUGHT = {
+    ("unknown-100", MAIN): ("Unknown alone, {}", COLOURS[UNKNOWN], "D"),
+    ("unknown-100-preserved", MAIN): ("known ones beside it", COLOURS[HIGHLY_KNOWN], "o"),
+    ("unknown-100-replayed", MAIN): ("known ones at the end", COLOURS["MaybeKnown"], "s"),
+    ("unknown-100", OTHER): ("Unknown alone, {}", COLOURS["unknown"], "^"),
 }
 DOTS_PER_INCH = 110
 
@@ -52,7 +53,7 @@ def cost(published: Published) -> Figure:
         for axes, learner in zip(grid[0], NAMES, strict=True):
             for number, world in enumerate(published.worlds):
                 table = published.half(learner, world).known_untaught
-                table = table[table["mix"].isin(SHARES) & (table["method"] == "full")]
+                table = table[table["mix"].isin(SHARES) & (table["how"] == MAIN)]
                 _share_line(axes, table, number, world)
             if learner == LLM:
                 ends = [single[name][HIGHLY_KNOWN] / 100 for name in (HIGHLY_KNOWN, UNKNOWN)]
@@ -85,8 +86,9 @@ def fit(published: Published) -> Figure:
     with panels(2, sharey=True) as (figure, grid):
         for axes, learner in zip(grid[0], NAMES, strict=True):
             for number, world in enumerate(published.worlds):
-                curves = published.half(learner, world).table("dynamics/fit_curves")
-                curves = of_mix(curves, "unknown-050")
+                half = published.half(learner, world)
+                curves = half.table("dynamics/fit_curves")
+                curves = curves[(curves["mix"] == "unknown-050") & (curves["method"] == half.main_method)]
                 for category in CATEGORIES:
                     own = curves[curves["category"] == category].sort_values("update")
                     if len(own):
@@ -211,12 +213,14 @@ def mitigations(published: Published) -> Figure:
             learnt = published.frame(learner, "asked")
             learnt = learnt[(learnt["role"] == HELDOUT) & (learnt["category"] == UNKNOWN)].set_index(["world", "run"])
             changes = published.frame(learner, "known_untaught").set_index(["world", "run"])["change"]
-            for (mix, method), (told, colour, marker) in METHODS.items():
-                own = of_mix(learnt, mix, method)["accuracy_end"]
+            for (mix, how), (told, colour, marker) in TAUGHT.items():
+                runs = of_mix(learnt, mix, how)
+                words = told.format(published.method_words(learner, how)) if len(runs) else ""
+                own = runs["accuracy_end"]
                 lost = changes.reindex(own.index)
                 if len(own):
                     axes.plot(own, lost, marker, color=colour, alpha=0.4, ms=5)
-                    axes.plot(own.mean(), lost.mean(), marker, color=colour, ms=10, mec=INK, label=told)
+                    axes.plot(own.mean(), lost.mean(), marker, color=colour, ms=10, mec=INK, label=words)
             axes.axhline(0, color=MUTED, linewidth=0.9, linestyle=":")
             axes.set(title=NAMES[learner], xlabel="Unknown learnt: held-out right")
             for axis in (axes.xaxis, axes.yaxis):

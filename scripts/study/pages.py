@@ -18,6 +18,7 @@ from diffusion_sft.records import CATEGORIES, DIFFUSION, LLM
 from diffusion_sft.reference import load_reference
 from diffusion_sft.report.wording import Estimate, fixed, listing, reading, share_reading
 
+from .analyses import blind, loss_by, loss_by_overlap, never_read
 from .numbers import Published
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -78,6 +79,10 @@ def _environment(published: Published) -> Environment:
     }
     environment.globals |= {
         "results": published,
+        "never_read": never_read,
+        "blind": blind,
+        "loss_by": loss_by,
+        "loss_by_overlap": loss_by_overlap,
         "system_measures": SYSTEM_MEASURES,
         "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
         "world_seeds": _words(half.study["settings"]["world"]["seed"] for half in published.halves.values()),
