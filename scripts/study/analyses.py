@@ -59,7 +59,7 @@ def loss_by_overlap(published: Published, mixes: Iterable[str], worlds: Iterable
 
 
 def _changes(published: Published, mixes: Iterable[str], worlds: Iterable[str]) -> Iterable[pd.DataFrame]:
-    for world in worlds or published.worlds:
+    for world in worlds or published.worlds_of(DIFFUSION):
         table = concept_changes(published.half(DIFFUSION, world))
         table = table[table["mix"].isin(list(mixes)) & (table["how"] == MAIN)]
         for _, own in table.groupby("run"):

@@ -11,14 +11,14 @@ from diffusion_sft.compare import CompareConfig, compare
 from diffusion_sft.dynamics import dynamics_text, summarise_runs
 from diffusion_sft.files import read_json, read_table, write_csv, write_table, write_text
 from diffusion_sft.plan import StudyConfig, planned_runs
-from diffusion_sft.records import DIFFUSION, LEARNERS
+from diffusion_sft.records import DIFFUSION
 from diffusion_sft.reference import load_reference
 from diffusion_sft.settings import load_settings
 from diffusion_sft.solve.run import SOLVED, summarised
 from diffusion_sft.solve.text import solve_text
 from diffusion_sft.story import runs_to_summarise
 
-from .publishing import CONCEPTS, half_folder
+from .publishing import CONCEPTS, half_folder, halves_of
 
 DERIVED = ("buckets", "dynamics", "compare")
 """Folders of which everything is made anew."""
@@ -31,7 +31,7 @@ def derive(results: Path) -> None:
     """Make all that is made of the published tables of every world, in the place of what was."""
     worlds = published_worlds(results)
     for world in worlds:
-        for learner in LEARNERS:
+        for learner in halves_of(world):
             derive_half(world, learner)
         _compare([world], world / COMPARED)
     _compare(worlds, results / COMPARED)
@@ -39,12 +39,13 @@ def derive(results: Path) -> None:
 
 def published_worlds(results: Path) -> list[Path]:
     """The folders of studies, in their order."""
-    return sorted(path.parent for path in results.glob("*/study.json"))
+    return sorted(folder for folder in results.glob("*/") if halves_of(folder))
 
 
 def derive_half(world: Path, learner: str) -> None:
     """A learner's buckets, dynamics, means of what was solved, and the CSV files."""
-    folder, config = half_folder(world, learner), load_settings(StudyConfig, world / "config.yaml")
+    folder = half_folder(world, learner)
+    config = load_settings(StudyConfig, folder / "config.yaml")
     own: Any = config if learner == DIFFUSION else config.llm
     for name in DERIVED:
         shutil.rmtree(folder / name, ignore_errors=True)

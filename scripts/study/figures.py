@@ -51,7 +51,7 @@ def cost(published: Published) -> Figure:
     single = load_reference().single_category["convergence"]
     with panels(2, sharey=True) as (figure, grid):
         for axes, learner in zip(grid[0], NAMES, strict=True):
-            for number, world in enumerate(published.worlds):
+            for number, world in enumerate(published.worlds_of(learner)):
                 table = published.half(learner, world).known_untaught
                 table = table[table["mix"].isin(SHARES) & (table["how"] == MAIN)]
                 _share_line(axes, table, number, world)
@@ -85,7 +85,7 @@ def fit(published: Published) -> Figure:
     """The fitted share of the trained examples over updates, mixes that are half Unknown."""
     with panels(2, sharey=True) as (figure, grid):
         for axes, learner in zip(grid[0], NAMES, strict=True):
-            for number, world in enumerate(published.worlds):
+            for number, world in enumerate(published.worlds_of(learner)):
                 half = published.half(learner, world)
                 curves = half.table("dynamics/fit_curves")
                 curves = curves[(curves["mix"] == "unknown-050") & (curves["method"] == half.main_method)]
@@ -117,7 +117,7 @@ def rules(published: Published) -> Figure:
     }
     with panels(2, height=2.6, sharey=True) as (figure, grid):
         for axes, (measure, told) in zip(grid[0], measures.items(), strict=True):
-            for number, world in enumerate(published.worlds):
+            for number, world in enumerate(published.worlds_of(DIFFUSION)):
                 marker, _, colour = WORLD_STYLE[number]
                 summary = published.half(DIFFUSION, world).bucket_summary["exposure"][measure]
                 for place, rule in enumerate(summary):
@@ -134,8 +134,9 @@ def rules(published: Published) -> Figure:
 def classes(published: Published) -> Figure:
     """Category against solution class, of each learner and world."""
     solutions = ("one", "many", "none")
-    with panels(2 * len(published.worlds), width=2.6, height=2.9) as (figure, grid):
-        places = [(learner, world) for learner in NAMES for world in published.worlds]
+    places = [(half.learner, half.world) for half in published.halves.values() if half.is_solved]
+    places.sort(key=lambda place: (list(NAMES).index(place[0]), place[1]))
+    with panels(len(places), width=2.6, height=2.9) as (figure, grid):
         for axes, (learner, world) in zip(grid[0], places, strict=True):
             counts = published.verdict(world)["learners"][learner]["association"]["table"]
             table = np.array([[counts.get(c, {}).get(s, 0) for s in solutions] for c in CATEGORIES], dtype=float)
@@ -164,7 +165,7 @@ def forecasts(published: Published) -> Figure:
     """Forgetting in nats, forecast before training and measured after it."""
     with panels(2) as (figure, grid):
         for axes, learner in zip(grid[0], NAMES, strict=True):
-            for number, world in enumerate(published.worlds):
+            for number, world in enumerate(published.worlds_of(learner)):
                 table = published.half(learner, world).forecasts
                 if table is not None:
                     marker, _, colour = WORLD_STYLE[number]
@@ -234,13 +235,13 @@ def coefficients(published: Published) -> Figure:
     """b_known and b_unknown of the linear model, beside the published ones."""
     reference = load_reference().linear_model["in_distribution"]
     with panels(2, height=2.8, sharey=True) as (figure, grid):
-        labels = [f"{NAMES[learner]}, {world}" for learner in NAMES for world in published.worlds] + [
+        labels = [f"{NAMES[learner]}, {world}" for learner in NAMES for world in published.worlds_of(learner)] + [
             "Gekhman et al. (2024)"
         ]
         for axes, term in zip(grid[0], ("b_known", "b_unknown"), strict=True):
             place = 0
             for learner in NAMES:
-                for number, world in enumerate(published.worlds):
+                for number, world in enumerate(published.worlds_of(learner)):
                     marker, _, colour = WORLD_STYLE[number]
                     row = published.half(learner, world).coefficient(term)
                     axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6)
@@ -271,7 +272,10 @@ FIGURES: Mapping[str, Callable[[Published], Figure]] = {
 def draw_all(published: Published, folder: Path) -> None:
     """Write every figure as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = any(half.is_drawn for half in published.halves.values())
     for name, draw in FIGURES.items():
+        if draw is distances and not drawn:
+            continue
         with replaced(folder / f"{name}.png") as temporary, matplotlib.rc_context(THEME):
             draw(published).savefig(
                 temporary, format="png", dpi=DOTS_PER_INCH, facecolor=PAPER, metadata={"Software": None}

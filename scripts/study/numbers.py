@@ -15,11 +15,12 @@ from typing import Any
 import pandas as pd
 
 from diffusion_sft.files import read_json, read_table
-from diffusion_sft.records import DIFFUSION, HIGHLY_KNOWN, LLM
+from diffusion_sft.records import DIFFUSION, HELDOUT, HIGHLY_KNOWN, UNKNOWN
 from diffusion_sft.report.wording import Estimate
 
+from .deriving import published_worlds
 from .halves import ALL, MAIN, METHOD_WORDS, OUTSIDE, Half, of_mix, over_runs
-from .publishing import half_folder
+from .publishing import half_folder, halves_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Published:
     @cached_property
     def worlds(self) -> list[str]:
         """Their names, in order."""
-        return sorted(path.parent.name for path in self.folder.glob("*/study.json"))
+        return [world.name for world in published_worlds(self.folder)]
 
     @cached_property
     def halves(self) -> dict[tuple[str, str], Half]:
@@ -39,8 +40,12 @@ class Published:
         return {
             (world, learner): Half(world, learner, half_folder(self.folder / world, learner))
             for world in self.worlds
-            for learner in (DIFFUSION, LLM)
+            for learner in halves_of(self.folder / world)
         }
+
+    def worlds_of(self, learner: str) -> list[str]:
+        """The worlds in which this learner was studied."""
+        return [world for world, other in self.halves if other == learner]
 
     def verdict(self, world: str = "") -> dict[str, Any]:
         """`verdict.json` of one world's comparison, or of that of all."""
@@ -53,7 +58,8 @@ class Published:
     def frame(self, learner: str, name: str, worlds: Iterable[str] = ()) -> pd.DataFrame:
         """A frame of `Half` (runs, asked, pictures, known_untaught, distances) of these worlds; of all where none is named."""
         return pd.concat(
-            [getattr(self.half(learner, world), name) for world in worlds or self.worlds], ignore_index=True
+            [getattr(self.half(learner, world), name) for world in worlds or self.worlds_of(learner)],
+            ignore_index=True,
         )
 
     def method_words(self, learner: str, how: str = MAIN) -> str:
@@ -90,24 +96,31 @@ class Published:
         control: str,
         *,
         how: str = MAIN,
-        control_how: str = MAIN,
+        learnt: bool = False,
         worlds: Iterable[str] = (),
     ) -> Estimate:
-        """How much more of what was HighlyKnown and not taught a mix loses than another, over pairs of runs of one world and
-        seed; negative where it loses more."""
-        table = self.frame(learner, "known_untaught", worlds)
-        ends = [
-            of_mix(table, *which).set_index(["world", "seed"])["change"]
-            for which in ((mix, how), (control, control_how))
-        ]
-        return over_runs((ends[0] - ends[1]).dropna())
+        """What a mix does beyond another (by the main method), over pairs of runs of one world and seed.
 
-    def outside_nats(
-        self, learner: str, mix: str, *, how: str = MAIN, category: str = ALL, worlds: Iterable[str] = ()
+        Of the change of what was HighlyKnown and not taught, negative where more is lost; or of the share of held-out
+        Unknown that is right (`learnt`).
+        """
+        if learnt:
+            table = self.frame(learner, "asked", worlds)
+            table = table[(table["role"] == HELDOUT) & (table["category"] == UNKNOWN)]
+        else:
+            table = self.frame(learner, "known_untaught", worlds)
+        column = "accuracy_end" if learnt else "change"
+        own, other = (
+            of_mix(table, *which).set_index(["world", "seed"])[column] for which in ((mix, how), (control, MAIN))
+        )
+        return over_runs((own - other).dropna())
+
+    def nats_change(
+        self, learner: str, mix: str, role: str = "", *, how: str = MAIN, worlds: Iterable[str] = ()
     ) -> Estimate:
-        """The change of the error in nats on what was never taught, over runs of a mix."""
+        """The change of the error in nats of all that is asked in a role, or of what was never taught, over runs of a mix."""
         table = self.frame(learner, "asked", worlds)
-        own = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
+        own = table[(table["role"] == (role or OUTSIDE[learner])) & (table["category"] == ALL)]
         return over_runs(of_mix(own, mix, how)["error_nats_change_end"])
 
     def coefficient(self, learner: str, world: str, term: str) -> Estimate:
@@ -134,6 +147,16 @@ class Published:
         for column, value in (wanted | {"predictor": predictor, "krylov_steps": table["krylov_steps"].max()}).items():
             table = table[table[column] == value]
         return table.iloc[0] if len(table) else None
+
+    def linearisation(self, learner: str) -> tuple[float, float]:
+        """Medians over runs: the linear model's relative error at the step that training took, and that step's cosine with
+        the forecast's."""
+        halves = [self.half(learner, world) for world in self.worlds_of(learner)]
+        tables = [
+            half.table("solve/forecasts").drop_duplicates("run") for half in halves if half.forecasts is not None
+        ]
+        found = pd.concat(tables)[["real_step_error", "cosine"]].median()
+        return float(found["real_step_error"]), float(found["cosine"])
 
     @cached_property
     def _compared(self) -> pd.DataFrame:

@@ -6,6 +6,8 @@ page is written and the error names the template, so that no claim outlives its 
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from .numbers import Published
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {"study.md.j2": "docs/study.md", "advice.md.j2": "docs/advice.md", "results.md.j2": "data/results/README.md"}
 README = "README.md"
+WIDTH = 130
 BEGIN, END = "<!-- findings: written by scripts/rebuild_results.py -->", "<!-- end of findings -->"
 
 
@@ -54,11 +57,36 @@ def write_pages(published: Published, root: Path) -> None:
     """
     environment = _environment(published)
     for template, page in PAGES.items():
-        write_text(root / page, environment.get_template(template).render())
-    findings = environment.get_template("findings.md.j2").render().strip()
+        write_text(root / page, filled(environment.get_template(template).render()))
+    findings = filled(environment.get_template("findings.md.j2").render()).strip()
     readme = (root / README).read_text(encoding="utf-8")
     before, rest = readme.split(BEGIN)
     write_text(root / README, f"{before}{BEGIN}\n{findings}\n{END}{rest.split(END)[1]}")
+
+
+def filled(page: str) -> str:
+    """Markdown with its paragraphs and list items wrapped, and no two blank lines together; tables and code as they are."""
+    blocks, fenced = [], False
+    for block in re.sub(r"\n{3,}", "\n\n", page).strip().split("\n\n"):
+        if not fenced and not block.startswith(_AS_IT_IS):
+            items = re.split(r"\n(?=- )", block)
+            block = "\n".join(_wrapped(item) for item in items)
+        fenced ^= block.count("```") % 2 == 1
+        blocks.append(block)
+    return "\n\n".join(blocks) + "\n"
+
+
+_AS_IT_IS = ("|", "#", "!", "```")
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(
+        " ".join(text.split()),
+        WIDTH,
+        subsequent_indent="  " if text.startswith("- ") else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _environment(published: Published) -> Environment:
@@ -72,7 +100,7 @@ def _environment(published: Published) -> Environment:
     )
     environment.filters |= {
         "percent": lambda found: _joined(share_reading(_plain(found))),
-        "points": lambda found: _joined(share_reading(_plain(found), signed=True)).replace("\u00a0points", ""),
+        "points": lambda found: _joined(share_reading(_plain(found), signed=True)),
         "reading": lambda found: _joined(reading(_plain(found))),
         "signed": lambda found: _joined(reading(_plain(found), signed=True)),
         "fixed": fixed,
@@ -107,6 +135,8 @@ def _holds(context: Context, condition: Any) -> str:
 def _plain(found: Any) -> Estimate:
     if isinstance(found, Estimate):
         return found
+    if isinstance(found, Mapping) and "share" in found:
+        return Estimate(value=float(found["share"]), low=float(found["low"]), high=float(found["high"]))
     if isinstance(found, Mapping):
         return Estimate(value=float(found["value"]), low=float(found["low"]), high=float(found["high"]))
     return Estimate(value=float(found.value), low=float(found.low), high=float(found.high))

@@ -39,17 +39,22 @@ def half_folder(study: Path, learner: str) -> Path:
     return study if learner == DIFFUSION else study / LLM
 
 
+def halves_of(study: Path) -> list[str]:
+    """The learners whose half is in a study's folder."""
+    return [learner for learner in LEARNERS if (half_folder(study, learner) / "study.json").is_file()]
+
+
 def publish(study: Path, published: Path) -> None:
     """Copy what is published of a study, in the place of what was.
 
     Raises:
-        UserError: the study is not finished.
+        UserError: there is no study.
     """
-    for learner in LEARNERS:
-        if not (half_folder(study, learner) / "study.json").is_file():
-            raise UserError(f"{half_folder(study, learner)}: no study.json; run this half of the study first")
+    learners = halves_of(study)
+    if not learners:
+        raise UserError(f"{study}: no study.json of either learner; run the study first")
     with replaced_folder(published) as folder:
-        for learner in LEARNERS:
+        for learner in learners:
             _copy_half(half_folder(study, learner), half_folder(folder, learner))
             _write(_concepts(study, learner), half_folder(folder, learner) / CONCEPTS)
         if (study / REPORT).is_file():
@@ -73,7 +78,7 @@ def _concepts(study: Path, learner: str) -> pd.DataFrame:
     world = study / "concepts"
     if learner == DIFFUSION:
         return read_concept_set(ConceptsConfig(path=str(world))).concept_set.table()
-    config = load_settings(StudyConfig, study / "config.yaml")
+    config = load_settings(StudyConfig, study / LLM / "config.yaml")
     return read_questions(replace(config.llm.questions, path=str(world / "questions.jsonl"))).concept_set.table()
 
 
