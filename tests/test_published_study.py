@@ -48,6 +48,18 @@ def test_a_claim_that_does_not_hold_stops_the_page(
         write_pages(published, tmp_path)
 
 
+def test_paragraphs_are_filled_and_tables_and_code_are_not() -> None:
+    long = "word " * 60
+    page = pages.filled(
+        f"# Title\n\n{long}\n{long}\n\n\n\n- {long}\n- short\n\n| a | {long} |\n\n```bash\n{long}\n\n{long}\n```\n"
+    )
+    lines = page.splitlines()
+    assert max(len(line) for line in lines[2:6]) <= pages.WIDTH
+    assert page.count("word") == 360 and page.count("\n\n\n") == 0
+    assert [line for line in lines if line.startswith("- ")][1] == "- short"
+    assert f"| a | {long} |" in lines and lines.count(long) == 2 and lines.count("```") == 1
+
+
 def test_numbers_over_runs_are_students() -> None:
     found = over_runs([1.0, 2.0, 4.0, float("nan")])
     assert found.value == pytest.approx(7 / 3)

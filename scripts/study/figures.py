@@ -33,6 +33,7 @@ TAUGHT = {
     ("unknown-100-replayed", MAIN): ("known ones at the end", COLOURS["MaybeKnown"], "s"),
     ("unknown-100", OTHER): ("Unknown alone, {}", COLOURS["unknown"], "^"),
 }
+MIX_KINDS = {"HighlyKnown taught": COLOURS[HIGHLY_KNOWN], "Unknown taught": COLOURS[UNKNOWN], "both": MUTED}
 DOTS_PER_INCH = 110
 
 
@@ -188,7 +189,7 @@ def distances(published: Published) -> Figure:
     table = frame[["value", "standard_error", "mix", "method"]].join(
         pictures[["change", "lost_concepts", "num_concepts"]]
     )
-    colours = [_mix_colour(mix) for mix in table["mix"]]
+    kinds = [_mix_kind(mix) for mix in table["mix"]]
     lost = table["lost_concepts"] / table["num_concepts"]
     told = {"pictures read right, change": table["change"], "concepts that lost half of theirs": lost}
     with panels(2) as (figure, grid):
@@ -196,20 +197,24 @@ def distances(published: Published) -> Figure:
             axes.errorbar(
                 table["value"], values, xerr=1.96 * table["standard_error"], fmt="none", ecolor=RULE, zorder=1
             )
-            axes.scatter(table["value"], values, color=colours, s=26, zorder=3)
+            for kind, colour in MIX_KINDS.items():
+                own = [found == kind for found in kinds]
+                axes.scatter(table["value"][own], values[own], color=colour, s=26, zorder=3, label=kind)
+            axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=":")
             axes.set(xlabel="change of the known bucket's FID", ylabel=label)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        grid[0][0].legend(frameon=False, labelcolor=INK, fontsize=9, loc="best")
     return figure
 
 
-def _mix_colour(mix: str) -> str:
-    known = COLOURS[HIGHLY_KNOWN] if mix == SHARES[0] else MUTED
-    return COLOURS[UNKNOWN] if mix.startswith(SHARES[-1]) else known
+def _mix_kind(mix: str) -> str:
+    known, unknown, mixed = MIX_KINDS
+    return unknown if mix.startswith(SHARES[-1]) else known if mix == SHARES[0] else mixed
 
 
 def mitigations(published: Published) -> Figure:
     """What is learnt of all-Unknown mixes, and what it costs, with and without a guard."""
-    with panels(2) as (figure, grid):
+    with panels(2, height=4.2) as (figure, grid):
         for axes, learner in zip(grid[0], NAMES, strict=True):
             learnt = published.frame(learner, "asked")
             learnt = learnt[(learnt["role"] == HELDOUT) & (learnt["category"] == UNKNOWN)].set_index(["world", "run"])
@@ -226,7 +231,7 @@ def mitigations(published: Published) -> Figure:
             axes.set(title=NAMES[learner], xlabel="Unknown learnt: held-out right")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-            axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="best")
+            axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         grid[0][0].set_ylabel("HighlyKnown, not taught: change", color=MUTED)
     return figure
 
