@@ -31,6 +31,12 @@ def over_runs(values: Iterable[float]) -> Estimate:
     return Estimate(value=found.value, low=found.low, high=found.high)
 
 
+def share_over_runs(values: Iterable[float], least: float = 0.0) -> Estimate:
+    """`over_runs` of shares, or of their changes where `least` is -1; no end lies beyond what they can be."""
+    found = over_runs(values)
+    return Estimate(value=found.value, low=max(found.low, least), high=min(found.high, 1.0))
+
+
 def of_mix(table: pd.DataFrame, mix: str, how: str = MAIN) -> pd.DataFrame:
     """The rows of a mix's runs by the main method or by another."""
     return table[(table["mix"] == mix) & (table["how"] == how)]

@@ -19,7 +19,7 @@ from diffusion_sft.records import DIFFUSION, HELDOUT, HIGHLY_KNOWN, UNKNOWN
 from diffusion_sft.report.wording import Estimate
 
 from .deriving import published_worlds
-from .halves import ALL, MAIN, METHOD_WORDS, OUTSIDE, Half, of_mix, over_runs
+from .halves import ALL, MAIN, METHOD_WORDS, OUTSIDE, Half, of_mix, over_runs, share_over_runs
 from .publishing import half_folder, halves_of
 
 
@@ -81,13 +81,16 @@ class Published:
         """The share answered rightly of a role and category, over runs of a mix."""
         table = self.frame(learner, "asked", worlds)
         own = table[(table["role"] == role) & (table["category"] == category)]
-        return over_runs(of_mix(own, mix, how)[f"accuracy_{stop}"])
+        return share_over_runs(of_mix(own, mix, how)[f"accuracy_{stop}"])
 
     def kept(self, learner: str, mix: str, *, how: str = MAIN, worlds: Iterable[str] = ()) -> dict[str, Estimate]:
         """What was HighlyKnown and was not taught, over runs of a mix: the share right before and at the end (of generated
         pictures, or of test questions), and its change."""
         own = of_mix(self.frame(learner, "known_untaught", worlds), mix, how)
-        return {name: over_runs(own[name]) for name in ("before", "end", "change")}
+        return {
+            name: share_over_runs(own[name], -1.0 if name == "change" else 0.0)
+            for name in ("before", "end", "change")
+        }
 
     def beyond(
         self,
@@ -113,7 +116,7 @@ class Published:
         own, other = (
             of_mix(table, *which).set_index(["world", "seed"])[column] for which in ((mix, how), (control, MAIN))
         )
-        return over_runs((own - other).dropna())
+        return share_over_runs((own - other).dropna(), -1.0)
 
     def nats_change(
         self, learner: str, mix: str, role: str = "", *, how: str = MAIN, worlds: Iterable[str] = ()
