@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def derive(results: Path) -> None:
     for world in worlds:
         for learner in halves_of(world):
             derive_half(world, learner)
-        _compare([world], world / COMPARED)
-    _compare(worlds, results / COMPARED)
+        _compare(results, [world.name], f"{world.name}/{COMPARED}")
+    _compare(results, [world.name for world in worlds], COMPARED)
 
 
 def published_worlds(results: Path) -> list[Path]:
@@ -78,6 +79,8 @@ def _derive_solved(folder: Path, learner: str, categories: dict[str, str]) -> No
     write_text(place / "summary.txt", text)
 
 
-def _compare(worlds: list[Path], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    compare(CompareConfig(runs=[str(world) for world in worlds], output_dir=str(folder)))
+def _compare(results: Path, worlds: list[str], folder: str) -> None:
+    """From within `results`, so that no record says where that lies."""
+    shutil.rmtree(results / folder, ignore_errors=True)
+    with chdir(results):
+        compare(CompareConfig(runs=worlds, output_dir=folder))

@@ -164,8 +164,13 @@ def classes(published: Published) -> Figure:
 
 def forecasts(published: Published) -> Figure:
     """Forgetting in nats, forecast before training and measured after it."""
-    with panels(2) as (figure, grid):
-        for axes, learner in zip(grid[0], NAMES, strict=True):
+    learners = [
+        learner
+        for learner in NAMES
+        if any(published.forecast(learner, w) is not None for w in published.worlds_of(learner))
+    ]
+    with panels(len(learners)) as (figure, grid):
+        for axes, learner in zip(grid[0], learners, strict=True):
             for number, world in enumerate(published.worlds_of(learner)):
                 table = published.half(learner, world).forecasts
                 if table is not None:

@@ -47,6 +47,11 @@ class Published:
         """The worlds in which this learner was studied."""
         return [world for world, other in self.halves if other == learner]
 
+    @property
+    def has_report(self) -> bool:
+        """Whether a page of the study itself is among them."""
+        return any(self.folder.glob("*/report.html"))
+
     def verdict(self, world: str = "") -> dict[str, Any]:
         """`verdict.json` of one world's comparison, or of that of all."""
         return read_json(self.folder / world / "compare" / "verdict.json")
