@@ -21,9 +21,9 @@ from diffusion_sft.story import runs_to_summarise
 
 from .publishing import CONCEPTS, half_folder, halves_of
 
-DERIVED = ("buckets", "dynamics", "compare")
-"""Folders of which everything is made anew."""
 COMPARED = "compare"
+DERIVED = ("buckets", "dynamics", COMPARED)
+"""Folders of which everything is made anew."""
 WITH_CSV = ("evaluate/measures", "evaluate/concept_accuracy")
 """Published tables that are read by people too."""
 

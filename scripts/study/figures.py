@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from diffusion_sft.compare.verdict_words import LEARNERS_TOLD
 from diffusion_sft.files import replaced
-from diffusion_sft.records import CATEGORIES, DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, UNKNOWN
+from diffusion_sft.records import CATEGORIES, DIFFUSION, HIGHLY_KNOWN, LLM, UNKNOWN
 from diffusion_sft.reference import load_reference
 from diffusion_sft.report.drawing import tick
 from diffusion_sft.report.svg import COLOURS, EARLY, INK, LATE, MUTED, PAPER, PUBLISHED, RULE, THEME
@@ -23,7 +24,6 @@ from diffusion_sft.report.svg import COLOURS, EARLY, INK, LATE, MUTED, PAPER, PU
 from .halves import MAIN, OTHER, of_mix, over_runs
 from .numbers import Published
 
-NAMES = {DIFFUSION: "diffusion model", LLM: "language model"}
 WORLD_STYLE = (("o", "-", EARLY), ("s", "--", LATE))
 """Marker, line and colour of the first world and of the second."""
 SHARES = ("unknown-000", "unknown-025", "unknown-050", "unknown-075", "unknown-100")
@@ -51,7 +51,7 @@ def cost(published: Published) -> Figure:
     """What stays right of what was HighlyKnown and was not taught, by the share of Unknown in the mix."""
     single = load_reference().single_category["convergence"]
     with panels(2, sharey=True) as (figure, grid):
-        for axes, learner in zip(grid[0], NAMES, strict=True):
+        for axes, learner in zip(grid[0], LEARNERS_TOLD, strict=True):
             for number, world in enumerate(published.worlds_of(learner)):
                 table = published.half(learner, world).known_untaught
                 table = table[table["mix"].isin(SHARES) & (table["how"] == MAIN)]
@@ -60,7 +60,10 @@ def cost(published: Published) -> Figure:
                 ends = [single[name][HIGHLY_KNOWN] / 100 for name in (HIGHLY_KNOWN, UNKNOWN)]
                 axes.plot([0, 1], ends, "^", mfc="none", mec=PUBLISHED, ms=8, label="Gekhman et al. (2024)")
             axes.set(
-                title=NAMES[learner], xlabel="Unknown in the mix", xticks=[0, 0.25, 0.5, 0.75, 1], ylim=(-0.03, 1.03)
+                title=LEARNERS_TOLD[learner],
+                xlabel="Unknown in the mix",
+                xticks=[0, 0.25, 0.5, 0.75, 1],
+                ylim=(-0.03, 1.03),
             )
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
@@ -85,7 +88,7 @@ def _share_line(axes: Axes, table: pd.DataFrame, number: int, world: str) -> Non
 def fit(published: Published) -> Figure:
     """The fitted share of the trained examples over updates, mixes that are half Unknown."""
     with panels(2, sharey=True) as (figure, grid):
-        for axes, learner in zip(grid[0], NAMES, strict=True):
+        for axes, learner in zip(grid[0], LEARNERS_TOLD, strict=True):
             for number, world in enumerate(published.worlds_of(learner)):
                 half = published.half(learner, world)
                 curves = half.table("dynamics/fit_curves")
@@ -98,7 +101,7 @@ def fit(published: Published) -> Figure:
                         axes.fill_between(
                             own["update"], own["low"], own["high"], color=COLOURS[category], alpha=0.08, lw=0
                         )
-            axes.set(title=NAMES[learner], xlabel="updates", ylim=(-0.03, 1.03))
+            axes.set(title=LEARNERS_TOLD[learner], xlabel="updates", ylim=(-0.03, 1.03))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
             _one_legend(axes, loc="lower right")
         grid[0][0].set_ylabel("trained examples answered rightly", color=MUTED)
@@ -136,7 +139,7 @@ def classes(published: Published) -> Figure:
     """Category against solution class, of each learner and world."""
     solutions = ("one", "many", "none")
     places = [(half.learner, half.world) for half in published.halves.values() if half.is_solved]
-    places.sort(key=lambda place: (list(NAMES).index(place[0]), place[1]))
+    places.sort(key=lambda place: (list(LEARNERS_TOLD).index(place[0]), place[1]))
     with panels(len(places), width=2.6, height=2.9) as (figure, grid):
         for axes, (learner, world) in zip(grid[0], places, strict=True):
             counts = published.verdict(world)["learners"][learner]["association"]["table"]
@@ -156,7 +159,7 @@ def classes(published: Published) -> Figure:
                     )
             axes.set_xticks(range(3), solutions)
             axes.set_yticks(range(4), CATEGORIES if axes is grid[0][0] else [""] * 4, color=INK)
-            axes.set_title(f"{NAMES[learner]}\n{world}", fontsize=10)
+            axes.set_title(f"{LEARNERS_TOLD[learner]}\n{world}", fontsize=10)
             axes.grid(False)
             axes.spines[:].set_visible(False)
     return figure
@@ -166,8 +169,8 @@ def forecasts(published: Published) -> Figure:
     """Forgetting in nats, forecast before training and measured after it."""
     learners = [
         learner
-        for learner in NAMES
-        if any(published.forecast(learner, w) is not None for w in published.worlds_of(learner))
+        for learner in LEARNERS_TOLD
+        if any(published.half(learner, w).forecasts is not None for w in published.worlds_of(learner))
     ]
     with panels(len(learners)) as (figure, grid):
         for axes, learner in zip(grid[0], learners, strict=True):
@@ -178,7 +181,7 @@ def forecasts(published: Published) -> Figure:
                     axes.plot(table["forecast"], table["outcome"], marker, color=colour, alpha=0.7, label=world)
             low, high = axes.get_xlim()
             axes.axline((low, low), slope=1, color=MUTED, linewidth=0.9, linestyle=":")
-            axes.set(title=NAMES[learner], xlabel="forecast, nats of error", xlim=(low, high))
+            axes.set(title=LEARNERS_TOLD[learner], xlabel="forecast, nats of error", xlim=(low, high))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, signed=True)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, signed=True)))
             _one_legend(axes, loc="best")
@@ -220,9 +223,8 @@ def _mix_kind(mix: str) -> str:
 def mitigations(published: Published) -> Figure:
     """What is learnt of all-Unknown mixes, and what it costs, with and without a guard."""
     with panels(2, height=4.2) as (figure, grid):
-        for axes, learner in zip(grid[0], NAMES, strict=True):
-            learnt = published.frame(learner, "asked")
-            learnt = learnt[(learnt["role"] == HELDOUT) & (learnt["category"] == UNKNOWN)].set_index(["world", "run"])
+        for axes, learner in zip(grid[0], LEARNERS_TOLD, strict=True):
+            learnt = published.frame(learner, "unknown_heldout").set_index(["world", "run"])
             changes = published.frame(learner, "known_untaught").set_index(["world", "run"])["change"]
             for (mix, how), (told, colour, marker) in TAUGHT.items():
                 runs = of_mix(learnt, mix, how)
@@ -233,7 +235,7 @@ def mitigations(published: Published) -> Figure:
                     axes.plot(own, lost, marker, color=colour, alpha=0.4, ms=5)
                     axes.plot(own.mean(), lost.mean(), marker, color=colour, ms=10, mec=INK, label=words)
             axes.axhline(0, color=MUTED, linewidth=0.9, linestyle=":")
-            axes.set(title=NAMES[learner], xlabel="Unknown learnt: held-out right")
+            axes.set(title=LEARNERS_TOLD[learner], xlabel="Unknown learnt: held-out right")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
             axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -245,12 +247,14 @@ def coefficients(published: Published) -> Figure:
     """b_known and b_unknown of the linear model, beside the published ones."""
     reference = load_reference().linear_model["in_distribution"]
     with panels(2, height=2.8, sharey=True) as (figure, grid):
-        labels = [f"{NAMES[learner]}, {world}" for learner in NAMES for world in published.worlds_of(learner)] + [
-            "Gekhman et al. (2024)"
-        ]
+        labels = [
+            f"{LEARNERS_TOLD[learner]}, {world}"
+            for learner in LEARNERS_TOLD
+            for world in published.worlds_of(learner)
+        ] + ["Gekhman et al. (2024)"]
         for axes, term in zip(grid[0], ("b_known", "b_unknown"), strict=True):
             place = 0
-            for learner in NAMES:
+            for learner in LEARNERS_TOLD:
                 for number, world in enumerate(published.worlds_of(learner)):
                     marker, _, colour = WORLD_STYLE[number]
                     row = published.half(learner, world).coefficient(term)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffusion_sft.dynamics.runs import ALL
 from diffusion_sft.files import read_json, read_table
-from diffusion_sft.numerics.statistics import student_mean
-from diffusion_sft.records import DIFFUSION, HIGHLY_KNOWN, LLM, TEST, UNTOUCHED
+from diffusion_sft.numerics.statistics import Interval, student_mean
+from diffusion_sft.records import DIFFUSION, HELDOUT, HIGHLY_KNOWN, LLM, TEST, UNKNOWN, UNTOUCHED
 from diffusion_sft.report.wording import Estimate
 
 OUTSIDE = {DIFFUSION: UNTOUCHED, LLM: TEST}
 """The role of what a run is asked and was never taught."""
-RUN = ["world", "run", "mix", "method", "how", "seed"]
+RUN = ["world", "run", "mix", "method", "how", "seed", "unknown_share"]
 MAIN, OTHER = "main", "other"
 """How a run was taught: by its learner's first method, whose mixes are compared with each other, or by another."""
-ALL = "all"
 METHOD_WORDS = {"full": "all weights", "lora-rank16": "LoRA"}
+
+
+def estimate(found: Any) -> Estimate:
+    """What the pages write: an interval, or a row or record with a value or a share and its `low` and `high`."""
+    if isinstance(found, Estimate):
+        return found
+    numbers = asdict(found) if isinstance(found, Interval) else found
+    value = numbers["share" if "share" in numbers else "value"]
+    return Estimate(value=float(value), low=float(numbers["low"]), high=float(numbers["high"]))
 
 
 def over_runs(values: Iterable[float]) -> Estimate:
     """Mean and Student's interval over runs."""
-    found = student_mean(np.asarray([value for value in values if np.isfinite(value)], dtype=float))
-    return Estimate(value=found.value, low=found.low, high=found.high)
+    return estimate(student_mean(np.asarray([value for value in values if np.isfinite(value)], dtype=float)))
 
 
 def share_over_runs(values: Iterable[float], least: float = 0.0) -> Estimate:
@@ -76,20 +84,18 @@ class Half:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row for each run, with what it was taught (`taught`, concepts' names) and what guarded it."""
+        """One row for each run, with what it was taught (`taught`, concepts' names)."""
         rows = self.table("dynamics/runs")
         records = [read_json(self.folder / "finetune" / run / "finetune.json") for run in rows["run"]]
         taught = [
             {n for names in r["concepts"].values() for n in names} | set(r["guarding_concepts"]) for r in records
         ]
-        guards = [str(record["guard"]) for record in records]
         seconds = [float(record["seconds"]) for record in records]
         how = np.where(rows["method"] == self.main_method, MAIN, OTHER)
         return rows.assign(
             how=how,
             world=self.world,
             taught=pd.Series(taught, index=rows.index, dtype=object),
-            guard=guards,
             seconds=seconds,
         )
 
@@ -105,11 +111,10 @@ class Half:
             for stop, update in stops.items():
                 here = table[table["update"] == update].set_index(["role", "category"])
                 found = found.join(here[["accuracy", "error_nats"]].add_suffix(f"_{stop}"))
-            parts.append(found.reset_index().assign(**{name: run[name] for name in [*RUN, "unknown_share", "guard"]}))
+            parts.append(found.reset_index().assign(**{name: run[name] for name in RUN}))
         table = pd.concat(parts, ignore_index=True)
         for measure in ("accuracy", "error_nats"):
-            for stop in ("early", "end"):
-                table[f"{measure}_change_{stop}"] = table[f"{measure}_{stop}"] - table[f"{measure}_before"]
+            table[f"{measure}_change"] = table[f"{measure}_end"] - table[f"{measure}_before"]
         return table
 
     @cached_property
@@ -130,9 +135,7 @@ class Half:
                     "change": float(change.mean()),
                     "lost_concepts": int((change <= -0.5).sum()),
                 }
-                rows.append(
-                    {name: run[name] for name in [*RUN, "unknown_share", "guard"]} | {"category": category} | readings
-                )
+                rows.append({name: run[name] for name in RUN} | {"category": category} | readings)
         return pd.DataFrame(rows)
 
     @cached_property
@@ -142,8 +145,13 @@ class Half:
         if self.is_drawn:
             return self.pictures[self.pictures["category"] == HIGHLY_KNOWN]
         own = self.asked[(self.asked["role"] == OUTSIDE[self.learner]) & (self.asked["category"] == HIGHLY_KNOWN)]
-        names = {"accuracy_before": "before", "accuracy_end": "end", "accuracy_change_end": "change"}
+        names = {"accuracy_before": "before", "accuracy_end": "end", "accuracy_change": "change"}
         return own.rename(columns=names)
+
+    @cached_property
+    def unknown_heldout(self) -> pd.DataFrame:
+        """The rows of `asked` about the held-out examples of Unknown concepts that were taught."""
+        return self.asked[(self.asked["role"] == HELDOUT) & (self.asked["category"] == UNKNOWN)]
 
     @cached_property
     def bucket_summary(self) -> dict[str, Any]:
@@ -183,7 +191,7 @@ class Half:
     def distances(self) -> pd.DataFrame:
         """`evaluate/measures` of the runs, with what they are."""
         table = self.table("evaluate/measures")
-        return table.merge(self.runs[[*RUN, "unknown_share", "guard"]], left_on="model", right_on="run")
+        return table.merge(self.runs[RUN], left_on="model", right_on="run")
 
 
 def _together(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,11 +15,10 @@ from typing import Any
 import pandas as pd
 
 from diffusion_sft.files import read_json, read_table
-from diffusion_sft.records import DIFFUSION, HELDOUT, HIGHLY_KNOWN, UNKNOWN
 from diffusion_sft.report.wording import Estimate
 
-from .deriving import published_worlds
-from .halves import ALL, MAIN, METHOD_WORDS, OUTSIDE, Half, of_mix, over_runs, share_over_runs
+from .deriving import COMPARED, published_worlds
+from .halves import ALL, MAIN, METHOD_WORDS, OUTSIDE, Half, estimate, of_mix, over_runs, share_over_runs
 from .publishing import half_folder, halves_of
 
 
@@ -52,16 +51,20 @@ class Published:
         """Whether a page of the study itself is among them."""
         return any(self.folder.glob("*/report.html"))
 
+    @cached_property
+    def _verdicts(self) -> dict[str, dict[str, Any]]:
+        return {world: read_json(self.folder / world / COMPARED / "verdict.json") for world in ("", *self.worlds)}
+
     def verdict(self, world: str = "") -> dict[str, Any]:
         """`verdict.json` of one world's comparison, or of that of all."""
-        return read_json(self.folder / world / "compare" / "verdict.json")
+        return self._verdicts[world]
 
     def half(self, learner: str, world: str) -> Half:
         """One learner's half of one world."""
         return self.halves[world, learner]
 
     def frame(self, learner: str, name: str, worlds: Iterable[str] = ()) -> pd.DataFrame:
-        """A frame of `Half` (runs, asked, pictures, known_untaught, distances) of these worlds; of all where none is named."""
+        """A frame of `Half` by its name (runs, asked, known_untaught, ...), of these worlds; of all where none is named."""
         return pd.concat(
             [getattr(self.half(learner, world), name) for world in worlds or self.worlds_of(learner)],
             ignore_index=True,
@@ -112,12 +115,8 @@ class Published:
         Of the change of what was HighlyKnown and not taught, negative where more is lost; or of the share of held-out
         Unknown that is right (`learnt`).
         """
-        if learnt:
-            table = self.frame(learner, "asked", worlds)
-            table = table[(table["role"] == HELDOUT) & (table["category"] == UNKNOWN)]
-        else:
-            table = self.frame(learner, "known_untaught", worlds)
-        column = "accuracy_end" if learnt else "change"
+        name, column = ("unknown_heldout", "accuracy_end") if learnt else ("known_untaught", "change")
+        table = self.frame(learner, name, worlds)
         own, other = (
             of_mix(table, *which).set_index(["world", "seed"])[column] for which in ((mix, how), (control, MAIN))
         )
@@ -129,12 +128,11 @@ class Published:
         """The change of the error in nats of all that is asked in a role, or of what was never taught, over runs of a mix."""
         table = self.frame(learner, "asked", worlds)
         own = table[(table["role"] == (role or OUTSIDE[learner])) & (table["category"] == ALL)]
-        return over_runs(of_mix(own, mix, how)["error_nats_change_end"])
+        return over_runs(of_mix(own, mix, how)["error_nats_change"])
 
     def coefficient(self, learner: str, world: str, term: str) -> Estimate:
         """A coefficient of the dynamics model of one world, in shares of accuracy."""
-        row = self.half(learner, world).coefficient(term)
-        return Estimate(value=row["estimate"], low=row["low"], high=row["high"])
+        return estimate(self.half(learner, world).coefficient(term).rename({"estimate": "value"}))
 
     def forecast(
         self,
@@ -168,7 +166,12 @@ class Published:
 
     @cached_property
     def _compared(self) -> pd.DataFrame:
-        return read_table(self.folder / "compare" / "comparison.parquet")
+        return read_table(self.folder / COMPARED / "comparison.parquet")
+
+    @cached_property
+    def _trends(self) -> pd.DataFrame:
+        table = read_table(self.folder / COMPARED / "trends.parquet")
+        return table.rename(columns={"rho": "value", "rho_low": "low", "rho_high": "high"})
 
     def row(self, metric: str, learner: str, category: str = "") -> pd.Series | None:
         """A row of the comparison of both learners in all worlds together; None where it is missing."""
@@ -179,26 +182,6 @@ class Published:
 
     def trend(self, metric: str, learner: str) -> Estimate | None:
         """Spearman's ρ of a measure with the category over single concepts of all worlds; None where there is none."""
-        table = read_table(self.folder / "compare" / "trends.parquet")
-        own = table[(table["metric"] == metric) & (table["learner"] == learner) & table["rho"].notna()]
-        return (
-            Estimate(value=own.iloc[0]["rho"], low=own.iloc[0]["rho_low"], high=own.iloc[0]["rho_high"])
-            if len(own)
-            else None
-        )
-
-    def pictures_change(
-        self, mix: str, *, how: str = MAIN, category: str = HIGHLY_KNOWN, worlds: Iterable[str] = ()
-    ) -> Estimate:
-        """The change of the share of generated pictures read right, of concepts that were not taught."""
-        table = self.frame(DIFFUSION, "pictures", worlds)
-        own = of_mix(table[table["category"] == category], mix, how)
-        return over_runs(own["change"])
-
-    def distance_change(
-        self, metric: str, bucket: str, mix: str, *, how: str = MAIN, worlds: Iterable[str] = ()
-    ) -> Estimate:
-        """A distance's paired change base → fine-tuned, over runs of a mix."""
-        table = self.frame(DIFFUSION, "distances", worlds)
-        own = table[(table["metric"] == metric) & (table["bucket"] == bucket)]
-        return over_runs(of_mix(own, mix, how)["value"])
+        table = self._trends
+        own = table[(table["metric"] == metric) & (table["learner"] == learner) & table["value"].notna()]
+        return estimate(own.iloc[0]) if len(own) else None

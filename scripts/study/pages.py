@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 
+from diffusion_sft.compare.verdict_words import LEARNERS_TOLD
 from diffusion_sft.files import write_text
-from diffusion_sft.records import CATEGORIES, DIFFUSION, LLM
+from diffusion_sft.records import CATEGORIES
 from diffusion_sft.reference import load_reference
-from diffusion_sft.report.wording import Estimate, fixed, listing, reading, share_reading
+from diffusion_sft.report.wording import fixed, listing, reading, share_reading
 
-from .analyses import blind, loss_by, loss_by_overlap, never_read
+from .analyses import blind, never_read
+from .halves import estimate
 from .numbers import Published
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -99,24 +101,22 @@ def _environment(published: Published) -> Environment:
         autoescape=False,
     )
     environment.filters |= {
-        "percent": lambda found: _joined(share_reading(_plain(found))),
-        "points": lambda found: _joined(share_reading(_plain(found), signed=True)),
-        "reading": lambda found: _joined(reading(_plain(found))),
-        "signed": lambda found: _joined(reading(_plain(found), signed=True)),
+        "percent": lambda found: _joined(share_reading(estimate(found))),
+        "points": lambda found: _joined(share_reading(estimate(found), signed=True)),
+        "reading": lambda found: _joined(reading(estimate(found))),
+        "signed": lambda found: _joined(reading(estimate(found), signed=True)),
         "fixed": fixed,
     }
     environment.globals |= {
         "results": published,
         "never_read": never_read,
         "blind": blind,
-        "loss_by": loss_by,
-        "loss_by_overlap": loss_by_overlap,
         "system_measures": SYSTEM_MEASURES,
         "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
         "world_seeds": _words(half.study["settings"]["world"]["seed"] for half in published.halves.values()),
         "machine": _machine(published),
         "worlds": published.worlds,
-        "learners": {DIFFUSION: "diffusion model", LLM: "language model"},
+        "learners": LEARNERS_TOLD,
         "categories": CATEGORIES,
         "reference": load_reference(),
         "holds": pass_context(_holds),
@@ -130,16 +130,6 @@ def _holds(context: Context, condition: Any) -> str:
     if not condition:
         raise ClaimError(f"{context.name}: a claim does not hold any more; look at the sentence and the tables")
     return ""
-
-
-def _plain(found: Any) -> Estimate:
-    if isinstance(found, Estimate):
-        return found
-    if isinstance(found, Mapping) and "share" in found:
-        return Estimate(value=float(found["share"]), low=float(found["low"]), high=float(found["high"]))
-    if isinstance(found, Mapping):
-        return Estimate(value=float(found["value"]), low=float(found["low"]), high=float(found["high"]))
-    return Estimate(value=float(found.value), low=float(found.low), high=float(found.high))
 
 
 def _words(numbers: Iterable[int]) -> list[str]:
