@@ -16,8 +16,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from study import pages  # noqa: E402
+from study.analyses import system_rows  # noqa: E402
 from study.checking import difference, differences  # noqa: E402
-from study.halves import over_runs  # noqa: E402
+from study.halves import SHARES, over_runs, with_all  # noqa: E402
+from study.learnt import learnt, learnt_points  # noqa: E402
 from study.numbers import Published  # noqa: E402
 from study.pages import PAGES, README, ClaimError, write_pages  # noqa: E402
 
@@ -94,3 +96,56 @@ def test_every_published_run_is_one_that_was_planned(published: Published) -> No
         assert folders == set(half.runs["run"]), (half.world, half.learner)
         assert np.isfinite(half.asked[["accuracy_before", "accuracy_end", "error_nats_end"]]).all(axis=None)
         assert half.asked["accuracy_end"].between(0, 1).all()
+
+
+def test_all_categories_together_are_weighted_by_their_questions() -> None:
+    table = pd.DataFrame(
+        {
+            "update": [0, 0, 5],
+            "role": "test",
+            "category": ["Unknown", "HighlyKnown", "Unknown"],
+            "num_examples": [1, 3, 2],
+            "accuracy": [0.0, 1.0, 0.5],
+            "error_nats": [4.0, 2.0, 3.0],
+        }
+    )
+    found = with_all(table)
+    together = found[found["category"] == "all"].set_index("update")
+    assert len(found) == 5
+    assert together["accuracy"].to_dict() == {0: 0.75, 5: 0.5}
+    assert together["error_nats"].to_dict() == {0: 2.5, 5: 3.0}
+    assert together["num_examples"].to_dict() == {0: 4, 5: 2}
+
+
+def test_what_is_newly_learnt_is_a_plain_regression_of_the_evaluations(published: Published) -> None:
+    half = published.half("llm", "world-1")
+    points, found = learnt_points(half), learnt(half)
+    slope, start = np.polyfit(points["newly"], points["change"], 1)
+    residual = points["change"] - slope * points["newly"] - start
+    assert found.slope.value == pytest.approx(slope)
+    assert found.slope.low < slope < found.slope.high
+    assert found.r2 == pytest.approx(1 - residual.var(ddof=0) / points["change"].var(ddof=0))
+    run = half.asked[(half.asked["mix"] == "unknown-100") & (half.asked["seed"] == 0)].set_index(["role", "category"])
+    last = points[(points["mix"] == "unknown-100") & (points["seed"] == 0)].sort_values("update").iloc[-1]
+    assert last["newly"] == pytest.approx(run.loc[("trained", "all"), "accuracy_change"])
+    assert last["change"] == pytest.approx(run.loc[("test", "HighlyKnown"), "accuracy_change"])
+
+
+def test_the_published_design_is_the_dynamics_of_its_mixes_alone(published: Published) -> None:
+    half = published.half("llm", "world-0")
+    points = half.table("dynamics/linear_model_points")
+    own = points[points["mix"].isin(SHARES) & (points["role"] == "test") & (points["method"] == "full")]
+    columns = np.column_stack([np.ones(len(own)), own["fitted_known_share"], own["fitted_unknown_share"]])
+    expected = np.linalg.lstsq(columns, own["accuracy"].to_numpy(), rcond=None)[0]
+    for term, value in zip(("b0", "b_known", "b_unknown"), expected, strict=True):
+        assert half.coefficient(term, shares_alone=True)["estimate"] == pytest.approx(value)
+    assert half.coefficient("b0")["num_points"] > len(own)
+
+
+def test_a_system_has_a_row_for_each_measure_and_world(published: Published) -> None:
+    rows = system_rows(published, "llm", "weights")
+    assert [row.world for row in rows] == published.solved_worlds_of("llm") * (len(rows) // 2)
+    table = published.half("llm", "world-1").table("solve/categories").set_index(["measure", "category"])
+    row = next(row for row in rows if row.world == "world-1" and row.name.startswith("‖δ‖"))
+    for category, mean in row.means.items():
+        assert mean == Estimate(**table.loc[("solution_norm", category), ["value", "low", "high"]].to_dict())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffusion_sft.dynamics.model import linear_model
 from diffusion_sft.dynamics.runs import ALL
 from diffusion_sft.files import read_json, read_table
 from diffusion_sft.numerics.statistics import Interval, student_mean
@@ -20,6 +21,8 @@ from diffusion_sft.report.wording import Estimate
 OUTSIDE = {DIFFUSION: UNTOUCHED, LLM: TEST}
 """The role of what a run is asked and was never taught."""
 RUN = ["world", "run", "mix", "method", "how", "seed", "unknown_share"]
+SHARES = ("unknown-000", "unknown-025", "unknown-050", "unknown-075", "unknown-100")
+"""The mixes of known and Unknown in one size."""
 MAIN, OTHER = "main", "other"
 """How a run was taught: by its learner's first method, whose mixes are compared with each other, or by another."""
 METHOD_WORDS = {"full": "all weights", "lora-rank16": "LoRA"}
@@ -104,8 +107,7 @@ class Half:
         """One row for each run, role and category (`all` too): accuracy and nats of error before, early and at the end."""
         parts = []
         for run in self.runs.to_dict("records"):
-            table = self.table(f"finetune/{run['run']}/evaluations")
-            table = pd.concat([table, _together(table)], ignore_index=True)
+            table = with_all(self.table(f"finetune/{run['run']}/evaluations"))
             stops = {"before": 0, "early": run["early_stop_update"], "end": run["last_update"]}
             found = table.drop_duplicates(["role", "category"]).set_index(["role", "category"])[["num_examples"]]
             for stop, update in stops.items():
@@ -179,9 +181,16 @@ class Half:
             outcome=own["last_error_nats"] - own["before_error_nats"],
         )[["world", "run", "mix", "seed", "forecast", "outcome"]]
 
-    def coefficient(self, term: str) -> pd.Series:
-        """A row of `dynamics/linear_model` about what is not taught, by the main method."""
-        table = self.table("dynamics/linear_model")
+    @cached_property
+    def _linear_models(self) -> dict[bool, pd.DataFrame]:
+        """The dynamics model of all mixes, and that of the mixes of known and Unknown alone."""
+        points = self.table("dynamics/linear_model_points")
+        return {False: self.table("dynamics/linear_model"), True: linear_model(points[points["mix"].isin(SHARES)])}
+
+    def coefficient(self, term: str, *, shares_alone: bool = False) -> pd.Series:
+        """A row of the dynamics model about what is not taught, by the main method: of all mixes without guards, or of those
+        of known and Unknown alone, as published."""
+        table = self._linear_models[shares_alone]
         own = table[
             (table["role"] == OUTSIDE[self.learner]) & (table["method"] == self.main_method) & (table["term"] == term)
         ]
@@ -194,12 +203,14 @@ class Half:
         return table.merge(self.runs[RUN], left_on="model", right_on="run")
 
 
-def _together(table: pd.DataFrame) -> pd.DataFrame:
-    """All categories of each update and role as one, in the columns that are read here."""
+def with_all(table: pd.DataFrame) -> pd.DataFrame:
+    """A run's evaluations with a row of each update and role for all categories together, in the columns that are read
+    here."""
     weights = table["num_examples"]
     sums = table.assign(accuracy=table["accuracy"] * weights, error_nats=table["error_nats"] * weights)
     found = (
         sums.groupby(["update", "role"], sort=False)[["num_examples", "accuracy", "error_nats"]].sum().reset_index()
     )
     means = found[["accuracy", "error_nats"]].div(found["num_examples"], axis=0)
-    return found.assign(accuracy=means["accuracy"], error_nats=means["error_nats"], category=ALL)
+    together = found.assign(accuracy=means["accuracy"], error_nats=means["error_nats"], category=ALL)
+    return pd.concat([table, together], ignore_index=True)

@@ -46,6 +46,10 @@ class Published:
         """The worlds in which this learner was studied."""
         return [world for world, other in self.halves if other == learner]
 
+    def solved_worlds_of(self, learner: str) -> list[str]:
+        """The worlds in which this learner's systems were solved."""
+        return [world for world in self.worlds_of(learner) if self.half(learner, world).is_solved]
+
     @property
     def has_report(self) -> bool:
         """Whether a page of the study itself is among them."""
@@ -122,6 +126,22 @@ class Published:
         )
         return share_over_runs((own - other).dropna(), -1.0)
 
+    def asked_change(self, learner: str, mix: str, category: str = ALL, *, how: str = MAIN) -> Estimate:
+        """The change of the share right of what was not taught, as the runs' own evaluations ask it, over runs of a mix."""
+        table = self.frame(learner, "asked")
+        table = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
+        return share_over_runs(of_mix(table, mix, how)["accuracy_change"], -1.0)
+
+    def asked_beyond(
+        self, learner: str, mix: str, control: str, category: str = ALL, *, stop: str = "end"
+    ) -> Estimate:
+        """What a mix does beyond another to the share right of what was not taught, as the runs' own evaluations ask it, over
+        pairs of runs of one world and seed."""
+        table = self.frame(learner, "asked")
+        table = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
+        own, other = (of_mix(table, name).set_index(["world", "seed"])[f"accuracy_{stop}"] for name in (mix, control))
+        return share_over_runs((own - other).dropna(), -1.0)
+
     def nats_change(
         self, learner: str, mix: str, role: str = "", *, how: str = MAIN, worlds: Iterable[str] = ()
     ) -> Estimate:
@@ -130,9 +150,11 @@ class Published:
         own = table[(table["role"] == (role or OUTSIDE[learner])) & (table["category"] == ALL)]
         return over_runs(of_mix(own, mix, how)["error_nats_change"])
 
-    def coefficient(self, learner: str, world: str, term: str) -> Estimate:
-        """A coefficient of the dynamics model of one world, in shares of accuracy."""
-        return estimate(self.half(learner, world).coefficient(term).rename({"estimate": "value"}))
+    def coefficient(self, learner: str, world: str, term: str, *, shares_alone: bool = False) -> Estimate:
+        """A coefficient of the dynamics model of one world, in shares of accuracy; of all mixes without guards or of those of
+        known and Unknown alone."""
+        row = self.half(learner, world).coefficient(term, shares_alone=shares_alone)
+        return estimate(row.rename({"estimate": "value"}))
 
     def forecast(
         self,

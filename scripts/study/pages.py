@@ -6,6 +6,7 @@ page is written and the error names the template, so that no claim outlives its 
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable
@@ -19,23 +20,27 @@ from diffusion_sft.compare.verdict_words import LEARNERS_TOLD
 from diffusion_sft.files import write_text
 from diffusion_sft.records import CATEGORIES
 from diffusion_sft.reference import load_reference
-from diffusion_sft.report.wording import fixed, listing, reading, share_reading
+from diffusion_sft.report.systems_words import SYSTEMS
+from diffusion_sft.report.wording import Estimate, fixed, listing, reading, share_reading
 
-from .analyses import blind, never_read
+from .analyses import distances_and_loss, forecast_roles, never_read, sight, solved_sets, system_rows
 from .halves import estimate
+from .learnt import learnt
 from .numbers import Published
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGES = {"study.md.j2": "docs/study.md", "advice.md.j2": "docs/advice.md", "results.md.j2": "data/results/README.md"}
+PAGES = {
+    "study.md.j2": "docs/study.md",
+    "systems.md.j2": "docs/study_systems.md",
+    "advice.md.j2": "docs/advice.md",
+    "results.md.j2": "data/results/README.md",
+}
 README = "README.md"
 WIDTH = 130
 BEGIN, END = "<!-- findings: written by scripts/rebuild_results.py -->", "<!-- end of findings -->"
 
 
 SYSTEM_MEASURES = {
-    "class_one": "right answer always",
-    "class_many": "sometimes",
-    "class_none": "never",
     "effective_answers": "effective number of answers",
     "recovery": "share of the answer that must be given",
     "rounds_per_step": "rounds over steps",
@@ -105,12 +110,22 @@ def _environment(published: Published) -> Environment:
         "points": lambda found: _joined(share_reading(estimate(found), signed=True)),
         "reading": lambda found: _joined(reading(estimate(found))),
         "signed": lambda found: _joined(reading(estimate(found), signed=True)),
+        "rank": _rank,
+        "slope_points": _slope_points,
+        "whole_points": lambda found: f"{fixed(100 * float(found), 0, signed=True)} points",
+        "median_percent": lambda found: f"{fixed(100 * float(found.median()), 0)} %",
         "fixed": fixed,
     }
     environment.globals |= {
         "results": published,
         "never_read": never_read,
-        "blind": blind,
+        "distances_and_loss": distances_and_loss,
+        "learnt": learnt,
+        "forecast_roles": forecast_roles,
+        "sight": sight,
+        "solved_sets": solved_sets,
+        "system_rows": system_rows,
+        "systems": SYSTEMS,
         "system_measures": SYSTEM_MEASURES,
         "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
         "world_seeds": _words(half.study["settings"]["world"]["seed"] for half in published.halves.values()),
@@ -144,6 +159,18 @@ def _machine(published: Published) -> str:
         for s in studies
     }
     return f"Machine: {listing(sorted(told))}"
+
+
+def _rank(found: Any) -> str:
+    """A rank correlation, or that all runs stood equal."""
+    ranked = estimate(found)
+    return _joined(reading(ranked, signed=True)) if math.isfinite(ranked.value) else "all equal"
+
+
+def _slope_points(found: Estimate) -> str:
+    """A slope of shares in points; it may be more than 100."""
+    value, low, high = (fixed(100 * number, 0, signed=True) for number in (found.value, found.low, found.high))
+    return f"{value} points [{low}, {high}]"
 
 
 def _joined(parts: tuple[str, str]) -> str:
