@@ -66,11 +66,6 @@ class Half:
         return read_table(self.folder / f"{name}.parquet")
 
     @property
-    def is_drawn(self) -> bool:
-        """Whether pictures were generated after fine-tuning."""
-        return (self.folder / "evaluate" / "concept_accuracy.parquet").is_file()
-
-    @property
     def is_solved(self) -> bool:
         """Whether its systems were solved."""
         return (self.folder / "solve" / "solve.json").is_file()
@@ -144,7 +139,7 @@ class Half:
     def known_untaught(self) -> pd.DataFrame:
         """One row for each run: the share right of what was HighlyKnown and was not taught (of generated pictures, or of
         the questions of the run's own evaluations) before and at the end, and its change."""
-        if self.is_drawn:
+        if self.learner == DIFFUSION:
             return self.pictures[self.pictures["category"] == HIGHLY_KNOWN]
         own = self.asked[(self.asked["role"] == OUTSIDE[self.learner]) & (self.asked["category"] == HIGHLY_KNOWN)]
         names = {"accuracy_before": "before", "accuracy_end": "end", "accuracy_change": "change"}

@@ -125,6 +125,10 @@ def _environment(published: Published) -> Environment:
         "sight": sight,
         "solved_sets": solved_sets,
         "system_rows": system_rows,
+        "solved_counts": lambda learner: _words(
+            published.half(learner, world).solved_config["concepts_per_category"]
+            for world in published.solved_worlds_of(learner)
+        ),
         "systems": SYSTEMS,
         "system_measures": SYSTEM_MEASURES,
         "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
