@@ -144,7 +144,7 @@ def test_the_published_design_is_the_dynamics_of_its_mixes_alone(published: Publ
 
 def test_a_system_has_a_row_for_each_measure_and_world(published: Published) -> None:
     rows = system_rows(published, "llm", "weights")
-    assert [row.world for row in rows] == published.solved_worlds_of("llm") * (len(rows) // 2)
+    assert [row.world for row in rows] == published.worlds_of("llm") * (len(rows) // 2)
     table = published.half("llm", "world-1").table("solve/categories").set_index(["measure", "category"])
     row = next(row for row in rows if row.world == "world-1" and row.name.startswith("‖δ‖"))
     for category, mean in row.means.items():

@@ -9,8 +9,9 @@ import pandas as pd
 
 from diffusion_sft.numerics.statistics import spearman, wilson
 from diffusion_sft.records import CATEGORIES, DIFFUSION, HELDOUT, TRAINED, UNKNOWN
-from diffusion_sft.report.systems_words import SYSTEMS
+from diffusion_sft.report.systems_words import SYSTEMS, TOLD
 from diffusion_sft.report.wording import Estimate
+from diffusion_sft.solve.weights import SHUFFLED
 
 from .halves import OUTSIDE, Half, estimate
 from .numbers import Published
@@ -90,7 +91,7 @@ class MeasureRow:
 def system_rows(published: Published, learner: str, system: str) -> list[MeasureRow]:
     """What was measured of one system, each measure's worlds together; measures that no concept has are left out."""
     told = {key: f"{m.name}: {m.remark(learner)}" for key, m in SYSTEMS[system].measures.items()}
-    halves = [published.half(learner, world) for world in published.solved_worlds_of(learner)]
+    halves = [published.half(learner, world) for world in published.worlds_of(learner)]
     rows = [
         _measure_row(half, (system, measure), name)
         for measure, name in (told | MORE_MEASURES[system]).items()
@@ -114,15 +115,11 @@ def _measure_row(half: Half, measure: tuple[str, str], name: str) -> MeasureRow:
 
 
 def forecast_roles(learner: str) -> dict[str, str]:
-    """The roles whose change is forecast, in words."""
-    return {
-        TRAINED: "fit: what is trained",
-        HELDOUT: "transfer: the same, held out",
-        OUTSIDE[learner]: "forgetting: not taught",
-    }
+    """The roles whose change is forecast, and what each tells of."""
+    return {role: TOLD[role] for role in (TRAINED, HELDOUT, OUTSIDE[learner])}
 
 
 def solved_sets(half: Half) -> list[dict[str, object]]:
     """The sets of equations that were solved together, categories in their order and the control last."""
     table = half.table("solve/sets").set_index("concept")
-    return [{"set": name} | dict(table.loc[name]) for name in (*CATEGORIES, "shuffled") if name in table.index]
+    return [{"set": name} | dict(table.loc[name]) for name in (*CATEGORIES, SHUFFLED) if name in table.index]

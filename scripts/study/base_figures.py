@@ -46,8 +46,7 @@ def rules(published: Published) -> Figure:
 def classes(published: Published) -> Figure:
     """Category against solution class, of each learner and world."""
     solutions = ("one", "many", "none")
-    places = [(half.learner, half.world) for half in published.halves.values() if half.is_solved]
-    places.sort(key=lambda place: (list(LEARNERS_TOLD).index(place[0]), place[1]))
+    places = [(learner, world) for learner in LEARNERS_TOLD for world in published.worlds_of(learner)]
     with panels(len(places), width=2.6, height=2.9) as (figure, grid):
         for axes, (learner, world) in zip(grid[0], places, strict=True):
             counts = published.verdict(world)["learners"][learner]["association"]["table"]
@@ -75,18 +74,12 @@ def classes(published: Published) -> Figure:
 
 def forecasts(published: Published) -> Figure:
     """Forgetting in nats, forecast before training and measured after it."""
-    learners = [
-        learner
-        for learner in LEARNERS_TOLD
-        if any(published.half(learner, w).forecasts is not None for w in published.worlds_of(learner))
-    ]
-    with panels(len(learners)) as (figure, grid):
-        for axes, learner in zip(grid[0], learners, strict=True):
+    with panels(2) as (figure, grid):
+        for axes, learner in zip(grid[0], LEARNERS_TOLD, strict=True):
             for number, world in enumerate(published.worlds_of(learner)):
                 table = published.half(learner, world).forecasts
-                if table is not None:
-                    marker, _, colour = WORLD_STYLE[number]
-                    axes.plot(table["forecast"], table["outcome"], marker, color=colour, alpha=0.7, label=world)
+                marker, _, colour = WORLD_STYLE[number]
+                axes.plot(table["forecast"], table["outcome"], marker, color=colour, alpha=0.7, label=world)
             low, high = axes.get_xlim()
             axes.axline((low, low), slope=1, color=MUTED, linewidth=0.9, linestyle=":")
             axes.set(title=LEARNERS_TOLD[learner], xlabel="forecast, nats of error", xlim=(low, high))

@@ -65,11 +65,6 @@ class Half:
         """A table by its name below the half's folder, without the ending."""
         return read_table(self.folder / f"{name}.parquet")
 
-    @property
-    def is_solved(self) -> bool:
-        """Whether its systems were solved."""
-        return (self.folder / "solve" / "solve.json").is_file()
-
     @cached_property
     def study(self) -> dict[str, Any]:
         """`study.json`."""
@@ -98,11 +93,16 @@ class Half:
         )
 
     @cached_property
+    def evaluations(self) -> dict[str, pd.DataFrame]:
+        """All that each run was asked, with all categories together too, by the run's name."""
+        return {run: with_all(self.table(f"finetune/{run}/evaluations")) for run in self.runs["run"]}
+
+    @cached_property
     def asked(self) -> pd.DataFrame:
         """One row for each run, role and category (`all` too): accuracy and nats of error before, early and at the end."""
         parts = []
         for run in self.runs.to_dict("records"):
-            table = with_all(self.table(f"finetune/{run['run']}/evaluations"))
+            table = self.evaluations[run["run"]]
             stops = {"before": 0, "early": run["early_stop_update"], "end": run["last_update"]}
             found = table.drop_duplicates(["role", "category"]).set_index(["role", "category"])[["num_examples"]]
             for stop, update in stops.items():
@@ -161,11 +161,9 @@ class Half:
         return dict(read_json(self.folder / "solve" / "solve.json")["config"])
 
     @cached_property
-    def forecasts(self) -> pd.DataFrame | None:
+    def forecasts(self) -> pd.DataFrame:
         """One row for each run that was forecast: the change of error in nats on what is not taught, forecast with the
-        most Krylov steps and measured at the end; None where nothing was forecast."""
-        if not (self.folder / "solve" / "forecasts.parquet").is_file():
-            return None
+        most Krylov steps and measured at the end."""
         table = self.table("solve/forecasts")
         own = table[(table["role"] == OUTSIDE[self.learner]) & (table["category"] == ALL)]
         own = own[own["krylov_steps"] == own["krylov_steps"].max()]

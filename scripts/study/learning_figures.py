@@ -114,7 +114,7 @@ def learnt_and_lost(published: Published) -> Figure:
         for axes, learner in zip(grid[0], LEARNERS_TOLD, strict=True):
             for number, world in enumerate(published.worlds_of(learner)):
                 points = learnt_points(published.half(learner, world)).sort_values("update")
-                for mix, own in points.groupby(["mix", "seed"]).tail(1).groupby("mix"):
+                for mix, own in points.groupby("run").tail(1).groupby("mix"):
                     colour = COLOURS.get(_only_category(learner, str(mix)), MUTED)
                     marker = WORLD_STYLE[number][0]
                     axes.plot(own["newly"], own["change"], marker, color=colour, alpha=0.75, mew=0)

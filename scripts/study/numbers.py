@@ -46,10 +46,6 @@ class Published:
         """The worlds in which this learner was studied."""
         return [world for world, other in self.halves if other == learner]
 
-    def solved_worlds_of(self, learner: str) -> list[str]:
-        """The worlds in which this learner's systems were solved."""
-        return [world for world in self.worlds_of(learner) if self.half(learner, world).is_solved]
-
     @property
     def has_report(self) -> bool:
         """Whether a page of the study itself is among them."""
@@ -120,27 +116,23 @@ class Published:
         Unknown that is right (`learnt`).
         """
         name, column = ("unknown_heldout", "accuracy_end") if learnt else ("known_untaught", "change")
-        table = self.frame(learner, name, worlds)
-        own, other = (
-            of_mix(table, *which).set_index(["world", "seed"])[column] for which in ((mix, how), (control, MAIN))
-        )
-        return share_over_runs((own - other).dropna(), -1.0)
+        return _beyond(self.frame(learner, name, worlds), column, (mix, how), control)
 
     def asked_change(self, learner: str, mix: str, category: str = ALL, *, how: str = MAIN) -> Estimate:
         """The change of the share right of what was not taught, as the runs' own evaluations ask it, over runs of a mix."""
-        table = self.frame(learner, "asked")
-        table = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
-        return share_over_runs(of_mix(table, mix, how)["accuracy_change"], -1.0)
+        return share_over_runs(of_mix(self._outside(learner, category), mix, how)["accuracy_change"], -1.0)
 
     def asked_beyond(
         self, learner: str, mix: str, control: str, category: str = ALL, *, stop: str = "end"
     ) -> Estimate:
         """What a mix does beyond another to the share right of what was not taught, as the runs' own evaluations ask it, over
         pairs of runs of one world and seed."""
+        return _beyond(self._outside(learner, category), f"accuracy_{stop}", (mix, MAIN), control)
+
+    def _outside(self, learner: str, category: str) -> pd.DataFrame:
+        """The rows of `asked` about what was not taught."""
         table = self.frame(learner, "asked")
-        table = table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
-        own, other = (of_mix(table, name).set_index(["world", "seed"])[f"accuracy_{stop}"] for name in (mix, control))
-        return share_over_runs((own - other).dropna(), -1.0)
+        return table[(table["role"] == OUTSIDE[learner]) & (table["category"] == category)]
 
     def nats_change(
         self, learner: str, mix: str, role: str = "", *, how: str = MAIN, worlds: Iterable[str] = ()
@@ -165,25 +157,21 @@ class Published:
         category: str = ALL,
         measure: str = "error_nats",
         predictor: str = "forecast",
-    ) -> pd.Series | None:
-        """A rank correlation of forecast and outcome at the end, after the most Krylov steps; None where there is none."""
-        half = self.half(learner, world)
-        if half.forecasts is None:
-            return None
-        table = half.table("solve/correlations")
+    ) -> pd.Series:
+        """A rank correlation of forecast and outcome at the end, after the most Krylov steps."""
+        table = self.half(learner, world).table("solve/correlations")
         wanted = {"role": role or OUTSIDE[learner], "category": category, "outcome": "last", "measure": measure}
         for column, value in (wanted | {"predictor": predictor, "krylov_steps": table["krylov_steps"].max()}).items():
             table = table[table[column] == value]
-        return table.iloc[0] if len(table) else None
+        return table.iloc[0]
 
     def linearisation(self, learner: str) -> tuple[float, float]:
         """Medians over runs: the linear model's relative error at the step that training took, and that step's cosine with
         the forecast's."""
         halves = [self.half(learner, world) for world in self.worlds_of(learner)]
-        tables = [
-            half.table("solve/forecasts").drop_duplicates("run") for half in halves if half.forecasts is not None
-        ]
-        found = pd.concat(tables)[["real_step_error", "cosine"]].median()
+        found = pd.concat([half.table("solve/forecasts").drop_duplicates("run") for half in halves])[
+            ["real_step_error", "cosine"]
+        ].median()
         return float(found["real_step_error"]), float(found["cosine"])
 
     @cached_property
@@ -207,3 +195,9 @@ class Published:
         table = self._trends
         own = table[(table["metric"] == metric) & (table["learner"] == learner) & table["value"].notna()]
         return estimate(own.iloc[0]) if len(own) else None
+
+
+def _beyond(table: pd.DataFrame, column: str, which: tuple[str, str], control: str) -> Estimate:
+    """The difference of a column between a mix, taught in some way, and a control, over pairs of runs of one world and seed."""
+    own, other = (of_mix(table, *mix).set_index(["world", "seed"])[column] for mix in (which, (control, MAIN)))
+    return share_over_runs((own - other).dropna(), -1.0)

@@ -21,7 +21,7 @@ from diffusion_sft.files import write_text
 from diffusion_sft.records import CATEGORIES
 from diffusion_sft.reference import load_reference
 from diffusion_sft.report.systems_words import SYSTEMS
-from diffusion_sft.report.wording import Estimate, fixed, listing, reading, share_reading
+from diffusion_sft.report.wording import fixed, listing, reading, share, share_reading
 
 from .analyses import distances_and_loss, forecast_roles, never_read, sight, solved_sets, system_rows
 from .halves import estimate
@@ -111,9 +111,7 @@ def _environment(published: Published) -> Environment:
         "reading": lambda found: _joined(reading(estimate(found))),
         "signed": lambda found: _joined(reading(estimate(found), signed=True)),
         "rank": _rank,
-        "slope_points": _slope_points,
-        "whole_points": lambda found: f"{fixed(100 * float(found), 0, signed=True)} points",
-        "median_percent": lambda found: f"{fixed(100 * float(found.median()), 0)} %",
+        "share": lambda value, signed=False: share(value, signed).replace("\u00a0", " "),
         "fixed": fixed,
     }
     environment.globals |= {
@@ -125,10 +123,6 @@ def _environment(published: Published) -> Environment:
         "sight": sight,
         "solved_sets": solved_sets,
         "system_rows": system_rows,
-        "solved_counts": lambda learner: _words(
-            published.half(learner, world).solved_config["concepts_per_category"]
-            for world in published.solved_worlds_of(learner)
-        ),
         "systems": SYSTEMS,
         "system_measures": SYSTEM_MEASURES,
         "run_seeds": _words(seed for half in published.halves.values() for seed in half.runs["seed"]),
@@ -169,12 +163,6 @@ def _rank(found: Any) -> str:
     """A rank correlation, or that all runs stood equal."""
     ranked = estimate(found)
     return _joined(reading(ranked, signed=True)) if math.isfinite(ranked.value) else "all equal"
-
-
-def _slope_points(found: Estimate) -> str:
-    """A slope of shares in points; it may be more than 100."""
-    value, low, high = (fixed(100 * number, 0, signed=True) for number in (found.value, found.low, found.high))
-    return f"{value} points [{low}, {high}]"
 
 
 def _joined(parts: tuple[str, str]) -> str:
