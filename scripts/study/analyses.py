@@ -68,6 +68,12 @@ def distances_and_loss(published: Published, bucket: str, metric: str = "fid_cha
     return own.join(pictures[["change", "lost_concepts", "num_concepts"]])
 
 
+def buckets_together(published: Published, first: str, second: str) -> Estimate:
+    """Spearman's correlation over runs of the changes of two buckets' FID."""
+    one, other = (distances_and_loss(published, bucket)["value"] for bucket in (first, second))
+    return estimate(spearman(one.to_numpy(), other.loc[one.index].to_numpy()))
+
+
 def never_read(half: Half) -> dict[str, Estimate]:
     """Of the names that the base never read: the share that is not Unknown, and the share that each rule calls known."""
     table = half.table("buckets/concepts")

@@ -23,7 +23,15 @@ from diffusion_sft.reference import load_reference
 from diffusion_sft.report.systems_words import SYSTEMS
 from diffusion_sft.report.wording import fixed, listing, reading, share, share_reading
 
-from .analyses import distances_and_loss, forecast_roles, never_read, sight, solved_sets, system_rows
+from .analyses import (
+    buckets_together,
+    distances_and_loss,
+    forecast_roles,
+    never_read,
+    sight,
+    solved_sets,
+    system_rows,
+)
 from .halves import estimate
 from .learnt import learnt
 from .numbers import Published
@@ -117,6 +125,7 @@ def _environment(published: Published) -> Environment:
     environment.globals |= {
         "results": published,
         "never_read": never_read,
+        "buckets_together": buckets_together,
         "distances_and_loss": distances_and_loss,
         "learnt": learnt,
         "forecast_roles": forecast_roles,
